@@ -1,0 +1,117 @@
+"""What every back end does, and the values that pass between it and the command line.
+
+One state machine serves all of them::
+
+    Pending -> Placing -> Running -> Succeeded
+                  ^          |  +---> Failed | Cancelled
+                  |          v
+                  +---- Restarting          Unknown: the back end cannot say
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+from parctl.planner.plan import Plan
+
+
+class State(StrEnum):
+    PENDING = "Pending"
+    PLACING = "Placing"
+    RUNNING = "Running"
+    RESTARTING = "Restarting"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    CANCELLED = "Cancelled"
+    UNKNOWN = "Unknown"
+
+    @property
+    def ended(self) -> bool:
+        return self in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifests:
+    """All that would be submitted, as plain documents. Rendering is pure: the same plan and id give the same bytes."""
+
+    run_id: str
+    backend: str
+    plan: Plan
+    documents: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRef:
+    run_id: str
+    backend: str
+    created: bool  # False: the same id and plan were already there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The first cause of a failure, apart from its victims."""
+
+    sentence: str
+    rank: int | None
+    node: str | None
+    coordinates: Mapping[str, int]  # mesh coordinates of that rank
+    groups: Mapping[str, Sequence[int]]  # axis -> the ranks of its group
+    cause: str  # "signal SIGKILL", "exit 3", "RuntimeError: ..."
+    victims: tuple[int, ...]
+    last_lines: tuple[str, ...]
+    fix: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankStatus:
+    rank: int
+    node: str
+    local_rank: int
+    pid: int | None
+    state: str  # running | exited 0 | exited 1 | killed SIGKILL | ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatus:
+    run_id: str
+    name: str
+    backend: str
+    state: State
+    plan_hash: str
+    created_unix: float
+    ended_unix: float | None
+    restarts: int
+    step: int | None  # last step that was logged
+    steps: int | None  # how many it will make
+    verdict: Verdict | None
+    ranks: tuple[RankStatus, ...]
+    where: str  # run directory, job address, ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogLine:
+    rank: int | None  # None: the supervisor or driver
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    sentence: str
+    fix: str | None
+    evidence: tuple[str, ...]
+
+
+class Backend(Protocol):
+    """Errors: BackendError when unreachable, UnknownRunError for an unknown id."""
+
+    def render(self, plan: Plan, run_id: str) -> Manifests: ...
+    def submit(self, manifests: Manifests) -> RunRef: ...
+    def status(self, run_id: str) -> RunStatus: ...
+    def logs(
+        self, run_id: str, *, rank: int | None, since: float | None, tail: int | None, follow: bool
+    ) -> Iterator[LogLine]: ...
+    def cancel(self, run_id: str) -> None: ...
+    def delete(self, run_id: str) -> None: ...
+    def list(self) -> Sequence[RunStatus]: ...
+    def why(self, run_id: str) -> Diagnosis: ...

@@ -1,0 +1,1 @@
+"""Planner: degrees, memory and time of a recipe on a topology, gathered in one plan."""

@@ -1,0 +1,252 @@
+"""The recipe as data: what every part of parctl passes on after the loader has checked it.
+
+People write YAML, which `parctl.recipes.schema` (pydantic) checks; the loader turns it into these frozen values.
+They need the standard library only, because the runtime reads them on cluster nodes. Nothing here validates.
+"""
+
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Task = Literal["train", "generate", "serve", "script"]
+Precision = Literal["fp32", "bf16", "fp16", "fp8", "fp64"]
+Recompute = Literal["none", "selective", "full", "partitioned"]
+Schedule = Literal["gpipe", "1f1b", "interleaved-1f1b", "zero-bubble", "zbv", "dualpipev"]
+AXES = ("pp", "dp", "fsdp", "cp", "tp")  # mesh axes, outermost to innermost, in the default order
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MlaSpec:
+    """Multi-head latent attention (DeepSeek-V2, 2405.04434). All sizes are element counts."""
+
+    q_lora_rank: int | None  # None: queries are projected directly
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoeSpec:
+    """Mixture of experts in place of the MLP."""
+
+    num_experts: int
+    top_k: int
+    expert_ffn_dim: int
+    num_shared_experts: int  # always active, each `expert_ffn_dim` wide
+    num_dense_layers: int  # leading layers that keep the dense MLP
+    layer_period: int  # every n-th layer is sparse (1: all, 2: every other)
+    capacity_factor: float | None  # None: no token is dropped
+    aux_loss: float
+    z_loss: float
+    router: Literal["softmax", "sigmoid"]
+    num_groups: int  # node-limited routing (DeepSeek); 1: off
+    top_k_groups: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionSpec:
+    """Patch input and classes of a vision transformer."""
+
+    image_size: int
+    patch_size: int
+    num_channels: int
+    num_classes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """A transformer's shape. Sizes are element counts; `num_parameters` lives in `parctl.recipes.parameters`."""
+
+    name: str
+    family: Literal["llama", "gpt", "moe", "vit", "t5"]
+    num_layers: int  # decoder layers
+    dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    ffn_dim: int
+    vocab_size: int
+    max_seq_len: int
+    norm: Literal["rmsnorm", "layernorm"]
+    norm_eps: float
+    activation: Literal["swiglu", "gelu", "relu", "squared-relu"]
+    positions: Literal["rope", "learned", "relative"]
+    rope_theta: float
+    rope_fraction: float  # share of head_dim that is rotated
+    rope_scaling: (
+        Mapping[str, float] | None
+    )  # Llama 3.1: factor, low_freq_factor, high_freq_factor, original_max_seq_len
+    bias: bool  # on attention and MLP projections
+    qkv_bias: bool
+    qk_norm: bool
+    tied_embeddings: bool
+    dropout: float
+    causal: bool
+    num_encoder_layers: int  # encoder-decoder models; else 0
+    num_mtp_layers: int  # DeepSeek-V3's multi-token prediction modules
+    mla: MlaSpec | None
+    moe: MoeSpec | None
+    vision: VisionSpec | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParallelismSpec:
+    """Degrees as written. 1: the axis is absent. None: it is named and its degree is to be inferred."""
+
+    text: str  # as the user wrote it, or its canonical shorthand
+    auto: bool  # the planner's search picks every degree
+    tp: int | None
+    sp: bool
+    pp: int | None
+    dp: int | None
+    fsdp: int | None
+    cp: int | None
+    ep: int | None
+    etp: int | None  # 1 unless given
+    layer: bool  # pp stages without micro-batches (naive placement)
+    operator: int
+    zero_stage: Literal[0, 1, 2, 3]  # of the fsdp axis; 0 when there is none
+    cp_kind: Literal["ring", "ulysses"]
+    schedule: Schedule
+    virtual_stages: int
+    order: tuple[str, ...]  # mesh axes, outermost first; a permutation of AXES
+    allow_cross_node_tp: bool
+    allow_pcie_tp: bool
+    strict_node: bool  # a rack-scale NVLink domain does not count as one node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerSpec:
+    name: Literal["adamw"]
+    lr: float
+    min_lr: float  # where the cosine ends
+    warmup_steps: int
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    max_grad_norm: float  # 0: no clipping
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSpec:
+    seq_len: int  # tokens
+    global_batch: int  # sequences per optimizer step
+    micro_batch: int  # sequences per forward pass of one rank
+    steps: int
+    precision: Precision
+    recompute: Recompute
+    seed: int
+    validate_every: int  # steps; 0: never
+    validate_batches: int
+    log_every: int  # steps
+    comm_timeout_s: float  # after the first step; longer before it
+    optimizer: OptimizerSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSpec:
+    """Where the tokens come from. `train` holds paths or globs; `corpus://guide` is the text that parctl ships."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]  # empty: the last `validation_fraction` of train
+    validation_fraction: float
+    format: Literal["auto", "text", "jsonl", "parquet", "bin"]
+    text_key: str  # of jsonl and parquet rows
+    tokenizer: str  # `byte`, or the path of a Hugging Face tokenizer.json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSpec:
+    dir: str | None  # None: inside the run directory
+    every: int  # steps; 0: only at the end
+    keep: int  # newest complete ones; 0: all
+    at_end: bool
+    resume: bool  # continue from the newest complete one in `dir`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScriptSpec:
+    """`task: script`: any program that reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT."""
+
+    command: tuple[str, ...]
+    env: Mapping[str, str]
+    workdir: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretSpec:
+    """Where a value comes from; the value itself never leaves its source. Exactly one source is set."""
+
+    from_env: str | None
+    secret: str | None  # Kubernetes Secret
+    key: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchSpec:
+    backend: Literal["local", "ray", "kubernetes"] | None  # None: the current context
+    retries: int  # restarts after a failure
+    queue: str | None
+    image: str | None
+    env: Mapping[str, str]
+    secrets: Mapping[str, SecretSpec]
+    timeout_s: float | None  # for the whole run
+    stop_grace_s: float  # between SIGTERM and SIGKILL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    name: str
+    task: Task
+    model: ModelSpec | None  # None only for task: script
+    parallelism: ParallelismSpec
+    train: TrainSpec | None
+    data: DataSpec | None
+    checkpoint: CheckpointSpec | None
+    script: ScriptSpec | None
+    launch: LaunchSpec
+    source: str  # file, shipped name or line that it was read from
+    notes: tuple[str, ...]  # what the loader decided on the user's behalf, in sentences
+
+
+T = TypeVar("T")
+
+
+def to_json(value: Any) -> Any:
+    """Turn a frozen value into what `json.dumps` takes: dicts, lists, strings, numbers, None."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [to_json(item) for item in value]
+    return value
+
+
+def from_json(kind: type[T], data: Any) -> T:
+    """Rebuild a frozen value of dataclass `kind` from what `to_json` made of it."""
+    result: T = _build(kind, data)
+    return result
+
+
+def _build(kind: Any, data: Any) -> Any:
+    if data is None:
+        return None
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(
+            **{field.name: _build(hints[field.name], data[field.name]) for field in fields(kind)}
+        )
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return _build(next(arm for arm in get_args(kind) if arm is not type(None)), data)
+    if origin is tuple:
+        arms = get_args(kind)
+        if len(arms) == 2 and arms[1] is Ellipsis:
+            return tuple(_build(arms[0], item) for item in data)
+        return tuple(_build(arm, item) for arm, item in zip(arms, data, strict=True))
+    if origin in (dict, Mapping) or getattr(origin, "__name__", "") == "Mapping":
+        return {key: _build(get_args(kind)[1], item) for key, item in data.items()}
+    return data

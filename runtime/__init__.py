@@ -1,0 +1,1 @@
+"""Runtime: the bundled torch programs that a plan starts on every rank."""

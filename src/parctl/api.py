@@ -1,0 +1,75 @@
+"""The same calls as the command line, for notebooks and scripts.
+
+>>> import parctl
+>>> plan = parctl.plan(parctl.load("llama-70b"), cluster="h100:16x8")
+>>> plan.layout.axes
+{'fsdp': 16, 'tp': 8}
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from parctl.errors import RunTimeoutError
+from parctl.launcher.backend import Backend, LogLine, RunStatus
+from parctl.planner.plan import Plan
+from parctl.recipes.spec import Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A submitted run; every call asks the back end, which holds all state."""
+
+    run_id: str
+    backend: Backend
+
+    def status(self) -> RunStatus:
+        return self.backend.status(self.run_id)
+
+    def logs(self, *, rank: int | None = None, follow: bool = False) -> Iterator[LogLine]:
+        return self.backend.logs(self.run_id, rank=rank, since=None, tail=None, follow=follow)
+
+    def wait(self, timeout_s: float | None = None) -> RunStatus:
+        """Return the status once the run has ended. Raises RunTimeoutError."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while not (status := self.status()).state.ended:
+            if deadline is not None and time.monotonic() > deadline:
+                raise RunTimeoutError(f"{self.run_id} is {status.state} after {timeout_s} s")
+            time.sleep(0.2)
+        return status
+
+    def cancel(self) -> None:
+        self.backend.cancel(self.run_id)
+
+
+def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe: a path, a shipped name, or a line. Raises RecipeError with every problem."""
+    from parctl.recipes.loader import load_recipe
+
+    return load_recipe(str(source), overrides)
+
+
+def plan(
+    recipe: Recipe | str,
+    cluster: str | None = None,
+    *,
+    num_devices: int | None = None,
+    backend: str = "local",
+) -> Plan:
+    """Lay a recipe out on a cluster (None: this machine) and estimate it."""
+    from parctl.planner.make import make_plan
+    from parctl.topology.discover import discover
+
+    if isinstance(recipe, str):
+        recipe = load(recipe)
+    return make_plan(recipe, discover(cluster, num_devices=num_devices), backend=backend)
+
+
+def launch(plan: Plan, *, run_id: str | None = None, force: bool = False) -> Run:
+    """Submit a plan to its back end. Raises DoesNotFitError unless `force`."""
+    from parctl.launcher.backends import get_backend
+    from parctl.launcher.launch import launch_plan
+
+    reference = launch_plan(plan, run_id=run_id, force=force)
+    return Run(run_id=reference.run_id, backend=get_backend(reference.backend))
