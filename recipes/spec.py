@@ -1,7 +1,8 @@
 """The recipe as data: what every part of parctl passes on after the loader has checked it.
 
-People write YAML, which `parctl.recipes.schema` (pydantic) checks; the loader turns it into these frozen values.
-They need the standard library only, because the runtime reads them on cluster nodes. Nothing here validates.
+People write YAML, which `parctl.recipes.schema` (pydantic) checks; the loader turns it into these
+frozen values. They need the standard library only, because the runtime reads them on cluster nodes.
+Nothing here validates.
 """
 
 import types
@@ -57,7 +58,7 @@ class VisionSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A transformer's shape. Sizes are element counts; `num_parameters` lives in `parctl.recipes.parameters`."""
+    """A transformer's shape. Sizes are element counts; see also `parctl.recipes.parameters`."""
 
     name: str
     family: Literal["llama", "gpt", "moe", "vit", "t5"]
@@ -93,7 +94,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParallelismSpec:
-    """Degrees as written. 1: the axis is absent. None: it is named and its degree is to be inferred."""
+    """Degrees as written. 1: the axis is absent. None: it is named, its degree to be inferred."""
 
     text: str  # as the user wrote it, or its canonical shorthand
     auto: bool  # the planner's search picks every degree
@@ -147,9 +148,9 @@ class TrainSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSpec:
-    """Where the tokens come from. `train` holds paths or globs; `corpus://guide` is the text that parctl ships."""
+    """Where the tokens come from. `corpus://guide` is the text that parctl ships."""
 
-    train: tuple[str, ...]
+    train: tuple[str, ...]  # paths or globs
     validation: tuple[str, ...]  # empty: the last `validation_fraction` of train
     validation_fraction: float
     format: Literal["auto", "text", "jsonl", "parquet", "bin"]
@@ -168,7 +169,7 @@ class CheckpointSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScriptSpec:
-    """`task: script`: any program that reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT."""
+    """`task: script`: any program that reads RANK, WORLD_SIZE, LOCAL_RANK and MASTER_*."""
 
     command: tuple[str, ...]
     env: Mapping[str, str]
@@ -177,7 +178,7 @@ class ScriptSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecretSpec:
-    """Where a value comes from; the value itself never leaves its source. Exactly one source is set."""
+    """Where a value comes from; it never leaves its source. Exactly one source is set."""
 
     from_env: str | None
     secret: str | None  # Kubernetes Secret
@@ -234,7 +235,7 @@ def from_json(kind: type[T], data: Any) -> T:
 def _build(kind: Any, data: Any) -> Any:
     if data is None:
         return None
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
         return kind(
             **{field.name: _build(hints[field.name], data[field.name]) for field in fields(kind)}

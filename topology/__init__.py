@@ -1,1 +1,1 @@
-"""Topology: the cluster as data, where it is discovered, and the placement of ranks on its devices."""
+"""Topology: the cluster as data, its discovery, and the placement of ranks on its devices."""

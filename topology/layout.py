@@ -1,7 +1,8 @@
-"""A layout: which rank sits on which device, and for every mesh axis a proof of what its groups cross.
+"""A layout: which rank sits on which device, and per mesh axis a proof of what its groups cross.
 
-`RANK` stays torchrun's (ranks on earlier nodes + local rank). The layout is a permutation of the ranks, shaped by the
-axes and handed to `DeviceMesh`: `ranks.reshape(axes)[..., i, :]` is a group. Made by `parctl.topology.placement`.
+`RANK` stays torchrun's (ranks on earlier nodes + local rank). The layout is a permutation of the
+ranks, shaped by the axes and handed to `DeviceMesh`: `ranks.reshape(axes)[..., i, :]` is a group.
+Made by `parctl.topology.placement`.
 """
 
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ class Proof:
     groups: int  # how many groups
     worst_link: str  # a LinkClass value
     bandwidth: float | None  # GB/s one way per device over the worst link; None: unknown
-    scope: Scope  # the smallest container that holds every group; `domain` is a rack-scale NVLink domain
+    scope: Scope  # smallest container of every group; `domain` is a rack-scale NVLink domain
     nodes_per_group: int  # most nodes that one group touches
     reason: str  # why it is so, in one sentence
 
@@ -77,6 +78,6 @@ class Layout:
         """Mesh coordinates of a rank by axis."""
         flat = self.ranks.index(rank)
         result: dict[str, int] = {}
-        for axis, size in reversed(self.axes.items()):
+        for axis, size in reversed(list(self.axes.items())):
             flat, result[axis] = divmod(flat, size)
         return {axis: result[axis] for axis in self.axes}

@@ -1,8 +1,9 @@
 """The cluster as data: cluster > fabric tiers > NVLink domain > node > NUMA > device.
 
-Nothing here is guessed. A fact that nobody told us is None (or `?` in a link matrix), and every fact has a source:
-`sources` maps a field of the object to where it came from (`nvml`, `smi`, `k8s-label`, `sysfs`, `product`,
-`synthetic`, `file`, ...). Standard library only: the runtime reads these values on cluster nodes.
+Nothing here is guessed. A fact that nobody told us is None (or `?` in a link matrix), and every
+fact has a source: `sources` maps a field of the object to where it came from (`nvml`, `smi`,
+`k8s-label`, `sysfs`, `product`, `synthetic`, `file`, ...). Standard library only: the runtime reads
+these values on cluster nodes.
 
 Link matrix codes are those of `nvidia-smi topo -m`, which everybody in the field reads:
 
@@ -14,7 +15,6 @@ Link matrix codes are those of `nvidia-smi topo -m`, which everybody in the fiel
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -61,7 +61,7 @@ class Nic:
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """What is inside a node, without its name. Equal nodes share one object, so a thousand cost as one."""
+    """What is inside a node, without its name. Equal nodes share it: a thousand cost as one."""
 
     kind: Literal["gpu", "cpu"]
     devices: tuple[Device, ...]
@@ -78,14 +78,14 @@ class Hardware:
 
     @cached_property
     def nvlink_groups(self) -> tuple[tuple[int, ...], ...]:
-        """Connected sets over NVLink or xGMI, as device positions. Connected is not fully meshed: see cliques."""
+        """Sets connected over NVLink or xGMI, as positions. Connected is not fully meshed."""
         from parctl.topology.cliques import connected_groups
 
         return connected_groups(self.matrix)
 
     @cached_property
     def nvlink_cliques(self) -> tuple[tuple[tuple[int, ...], int], ...]:
-        """Largest full-mesh sets that cover the devices, each with the smallest link count between two of its members."""
+        """Largest full meshes that cover the devices, each with its smallest link count."""
         from parctl.topology.cliques import full_mesh_cliques
 
         return full_mesh_cliques(self.matrix)
@@ -119,8 +119,7 @@ class Topology:
 
     @cached_property
     def digest(self) -> str:
-        """`sha256:` and 64 hex digits over the canonical JSON."""
-        from parctl.topology.store import topology_to_json
+        """`sha256:` and 64 hex digits over all facts, equal for equal topologies."""
+        from parctl.topology.store import canonical_text
 
-        text = json.dumps(topology_to_json(self), sort_keys=True, separators=(",", ":"))
-        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+        return "sha256:" + hashlib.sha256(canonical_text(self).encode()).hexdigest()

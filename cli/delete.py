@@ -1,0 +1,26 @@
+"""`parctl delete`: remove an ended run."""
+
+from typing import Annotated
+
+import typer
+
+from parctl.cli.run_options import BackendOption
+
+
+def delete(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Run ids, or their beginnings.", show_default=False),
+    ],
+    backend: BackendOption = None,
+) -> None:
+    """Delete an ended run with its logs and checkpoints.
+
+    Checkpoints that the recipe keeps elsewhere (`checkpoint.dir`) stay.
+    """
+    from parctl.launcher.backends import find_run
+
+    found = [find_run(run, backend) for run in runs]
+    for owner, run_id in found:
+        owner.delete(run_id)
+        typer.echo(run_id)

@@ -1,0 +1,63 @@
+"""`parctl launch`: recipe in, run id out."""
+
+from typing import Annotated
+
+import typer
+
+from parctl.cli.options import DevicesOption, RecipeArgument, SetOption
+from parctl.cli.run_options import BackendOption
+
+
+def launch(
+    recipe: RecipeArgument,
+    set_: SetOption = [],  # noqa: B006  (typer copies it)
+    devices: DevicesOption = None,
+    backend: BackendOption = None,
+    run_id: Annotated[
+        str | None,
+        typer.Option("--run-id", metavar="ID", help="Use this id.", show_default=False),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="The run's name, in place of the recipe's.")
+    ] = None,
+    follow: Annotated[
+        bool,
+        typer.Option("--follow", help="Show progress until the end; ^C cancels the run."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be submitted, and stop.")
+    ] = False,
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="--dry-run: yaml or json.")
+    ] = "yaml",
+    force: Annotated[bool, typer.Option("--force", help="Also if it will not fit.")] = False,
+) -> int:
+    """Run a recipe here, on Ray or on Kubernetes.
+
+    Prints the run id and returns; the run goes on by itself. With --follow it shows the progress
+    and exits as the run does: 0, 1 when it failed, 130 when it was cancelled. The first ^C then
+    cancels the run (training saves a checkpoint), a second one leaves at once.
+    """
+    from parctl.cli.output import check_format, note, print_document
+    from parctl.launcher.launch import plan_here, prepare
+
+    check_format(output, ("yaml", "json"))
+    overrides = [*set_, *([f"name={name}"] if name else [])]
+    plan = plan_here(recipe, overrides=overrides, num_devices=devices, backend=backend)
+    prepared = prepare(plan, run_id=run_id, force=force)
+    if dry_run:
+        for document in prepared.manifests.documents:
+            print_document(document, output)
+        return 0
+    for sentence in plan.recipe.notes:
+        note(sentence)
+    reference = prepared.backend.submit(prepared.manifests)
+    typer.echo(reference.run_id)
+    if not reference.created:
+        note("this run exists already with the same plan; nothing was started")
+    if follow:
+        from parctl.cli.follow import follow_run
+
+        return follow_run(prepared.backend, reference.run_id)
+    note(f"it runs by itself; follow it with: `parctl logs {reference.run_id} --follow`")
+    return 0

@@ -1,0 +1,194 @@
+"""How a plan looks in a terminal: groups and their links, the rank grid, memory, the reasons."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from parctl.planner.memory import TERMS
+from parctl.planner.plan import Plan
+from parctl.planner.sizes import size_text
+from parctl.topology.layout import Slot
+from parctl.topology.request import product_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+MOST_ROWS = 16  # nodes, or stages, that are shown one by one
+HEAD, TAIL = 6, 2  # of a longer list
+MOST_RANKS = 16  # per node
+
+
+def show_plan(plan: Plan, console: "Console") -> None:
+    """Print the whole plan. Lines are plain ASCII, so a pipe keeps them readable."""
+    console.print(headline(plan), markup=False)
+    if work := work_text(plan):
+        console.print(work, markup=False)
+    console.print()
+    console.print(groups_table(plan))
+    console.print()
+    for line in rank_grid(plan):
+        console.print(line, markup=False, no_wrap=True, overflow="ignore", crop=False)
+    console.print()
+    if stages := plan.memory.get("stages"):
+        console.print(memory_table(stages, plan.memory["worst_stage"]))
+    for line in verdict(plan):
+        console.print(line, markup=False)
+    console.print()
+    console.print("Why:")
+    for sentence in plan.layout.explain:
+        console.print(f"  - {sentence}", markup=False)
+
+
+def headline(plan: Plan) -> str:
+    """`llama-70b: fsdp(16) x tp(8) = 128 ranks on 16 nodes of h100:16x8`."""
+    nodes = plan.layout.num_nodes
+    return (
+        f"{plan.recipe.name}: {product_text(plan.layout.axes)} ranks on {nodes:,} "
+        f"node{'s' * (nodes != 1)} ({plan.topology['source']}), plan {plan.hash[:19]}"
+    )
+
+
+def work_text(plan: Plan) -> str | None:
+    """Tokens and FLOPs of a step, for `task: train`."""
+    if not plan.time:
+        return None
+    flops, count = plan.time["model_flops_per_token"], plan.time["micro_batches_per_step"]
+    return (
+        f"{plan.time['tokens_per_step']:,} tokens per step, {count:,} "
+        f"micro-batch{'es' * (count != 1)} per rank, {flops / 1e9:,.4g} GFLOP per token\n"
+        f"({plan.time['flops_convention']})"
+    )
+
+
+def groups_table(plan: Plan) -> "Table":
+    """One row per axis: how many groups, the worst link of any of them, and what it spans."""
+    table = _table("AXIS", "SIZE", "GROUPS", "LINK", "GB/S", "SCOPE", "NODES", "SENT PER STEP")
+    sent = plan.time.get("bytes_per_step") or {}
+    for proof in plan.layout.proofs:
+        table.add_row(
+            proof.axis,
+            f"{proof.size:,}",
+            f"{proof.groups:,}",
+            proof.worst_link,
+            "?" if proof.bandwidth is None else f"{proof.bandwidth:g}",
+            proof.scope,
+            f"{proof.nodes_per_group:,}",
+            size_text(sent[proof.axis]) if proof.axis in sent else "-",
+        )
+    return table
+
+
+def rank_grid(plan: Plan) -> Iterator[str]:
+    """Draw nodes as rows and groups of the innermost axis as brackets.
+
+    ::
+
+        node-0  [ 0  1  2  3] fsdp 0   [ 4  5  6  7] fsdp 1
+    """
+    layout = plan.layout
+    inner = list(layout.axes)[-1]
+    yield f"Ranks by node, [ ] is a {inner} group:"
+    place = {rank: position for position, rank in enumerate(layout.ranks)}
+    nodes = [list(slots) for _, slots in groupby(layout.slots, key=lambda slot: slot.node_rank)]
+    width, name_width = len(str(layout.world_size - 1)), max(len(node[0].node) for node in nodes)
+    for node in _shortened(nodes):
+        if node is None:
+            yield f"  {'...':<{name_width}}  {len(nodes) - HEAD - TAIL:,} more nodes"
+            continue
+        ordered = sorted(node, key=lambda slot: place[slot.rank])
+        blocks = [
+            _block(list(block), plan, place, width)
+            for _, block in groupby(ordered, key=lambda slot: place[slot.rank] // _inner(plan))
+        ]
+        shown = blocks if len(blocks) <= 4 else [*blocks[:2], "...", blocks[-1]]
+        yield f"  {node[0].node:<{name_width}}  {'   '.join(shown)}"
+
+
+def _block(slots: Sequence[Slot], plan: Plan, place: dict[int, int], width: int) -> str:
+    """One group, or the part of it that is on this node, with its coordinates."""
+    ranks = [f"{slot.rank:>{width}}" for slot in slots]
+    if len(ranks) > MOST_RANKS:
+        ranks = [*ranks[:4], "...", ranks[-1]]
+    size = _inner(plan)
+    outer = place[slots[0].rank] // size
+    label = []
+    for axis, length in list(plan.layout.axes.items())[-2::-1]:
+        outer, coordinate = divmod(outer, length)
+        label.append(f"{axis} {coordinate}")
+    if len(slots) < size:
+        first, last = place[slots[0].rank] % size, place[slots[-1].rank] % size
+        label.insert(0, f"{list(plan.layout.axes)[-1]} {first}-{last}")
+    return f"[{' '.join(ranks)}] {' '.join(reversed(label))}".rstrip()
+
+
+def _inner(plan: Plan) -> int:
+    return list(plan.layout.axes.values())[-1]
+
+
+def memory_table(stages: Sequence[dict[str, Any]], worst: int) -> "Table":
+    """One row per pipeline stage and one column per term that any stage has."""
+    terms = [term for term in TERMS if any(stage[term] for stage in stages)]
+    table = _table("STAGE", "LAYERS", *(term.upper() for term in terms), "TOTAL PER RANK")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for stage in _shortened(stages, keep=worst):
+        if stage is None:
+            table.add_row("...")
+            continue
+        table.add_row(
+            f"{stage['stage']}{' worst' * (stage['stage'] == worst and len(stages) > 1)}",
+            str(stage["layers"]),
+            *(size_text(stage[term]) if stage[term] else "-" for term in terms),
+            size_text(stage["total"]),
+        )
+    return table
+
+
+def verdict(plan: Plan) -> Iterator[str]:
+    """Say whether it fits, and what would."""
+    memory = plan.memory
+    if "stages" not in memory:
+        yield f"Memory: {memory.get('reason', 'not estimated')}"
+        return
+    needs = size_text(memory["total_bytes"])
+    if memory["fits"] is None:
+        yield f"Needs {needs} per rank; the memory of the devices is unknown, so no verdict."
+        return
+    usable = (
+        f"{size_text(memory['usable_bytes'])} usable "
+        f"({memory['usable_fraction']:.0%} of {size_text(memory['device_bytes'])})"
+    )
+    if memory["fits"]:
+        yield f"FITS: needs {needs} per rank of {usable}."
+        return
+    from parctl.planner.fit import smallest_change
+
+    yield f"DOES NOT FIT: needs {needs} per rank of {usable}."
+    change = smallest_change(plan)
+    yield f"Would fit: `{change.text}`" if change else "No change of one or two fields would fit."
+
+
+def _shortened(rows: Sequence[Any], keep: int | None = None) -> Iterator[Any]:
+    """All rows of a short list; of a long one its ends, with None for what is left out."""
+    if len(rows) <= MOST_ROWS:
+        yield from rows
+        return
+    shown = {*range(HEAD), *range(len(rows) - TAIL, len(rows)), *({keep} - {None})}
+    gap = False
+    for number, row in enumerate(rows):
+        if number in shown:
+            yield row
+            gap = False
+        elif not gap:
+            yield None
+            gap = True
+
+
+def _table(*columns: str) -> "Table":
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

@@ -1,0 +1,68 @@
+"""`parctl status`: how a run is doing."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from parctl.cli.options import RunArgument
+from parctl.cli.run_options import BackendOption
+
+if TYPE_CHECKING:
+    from parctl.launcher.backend import RunStatus
+
+
+def status(
+    run: RunArgument,
+    backend: BackendOption = None,
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="table, wide (with the ranks), json or yaml.")
+    ] = "table",
+) -> None:
+    """Show the state of a run and of its ranks."""
+    from parctl.cli.output import check_format, print_document
+    from parctl.cli.table import print_table
+    from parctl.launcher.backends import find_run
+    from parctl.recipes.spec import to_json
+
+    check_format(output, ("table", "wide", "json", "yaml"))
+    owner, run_id = find_run(run, backend)
+    found = owner.status(run_id)
+    if output in ("json", "yaml"):
+        print_document(to_json(found), output)
+        return
+    for name, value in _facts(found):
+        print(f"{name + ':':<10} {value}")
+    if output == "wide":
+        print()
+        rows = [
+            (str(rank.rank), rank.node, str(rank.local_rank), str(rank.pid or ""), rank.state)
+            for rank in found.ranks
+        ]
+        print_table(("rank", "node", "local rank", "pid", "state"), rows)
+
+
+def _facts(found: "RunStatus") -> list[tuple[str, str]]:
+    from parctl.cli.table import ago
+
+    facts = [("run", found.run_id), ("state", str(found.state))]
+    if found.step is not None:
+        facts.append(("step", f"{found.step} of {found.steps}"))
+    facts += [
+        ("restarts", str(found.restarts)),
+        ("ranks", _ranks(found)),
+        ("started", f"{ago(found.created_unix)} ago"),
+    ]
+    if found.ended_unix is not None:
+        facts.append(("took", f"{found.ended_unix - found.created_unix:.1f} s"))
+    if found.verdict is not None:
+        facts.append(("verdict", found.verdict.sentence))
+        if found.verdict.fix:
+            facts.append(("fix", found.verdict.fix))
+    return [*facts, ("where", found.where)]
+
+
+def _ranks(found: "RunStatus") -> str:
+    counts: dict[str, int] = {}
+    for rank in found.ranks:
+        counts[rank.state] = counts.get(rank.state, 0) + 1
+    return ", ".join(f"{count} {state}" for state, count in counts.items()) or "none yet"

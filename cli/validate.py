@@ -1,0 +1,48 @@
+"""`parctl validate`: check recipe files, all of them, and report every problem at once."""
+
+from typing import Annotated, Any
+
+import typer
+
+from parctl.cli.options import OutputOption, SetOption
+
+
+def validate(
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="RECIPE...", help="Files, shipped names or lines; `-`: stdin."),
+    ],
+    overrides: SetOption = [],  # noqa: B006 typer copies the default
+    output: OutputOption = "table",
+) -> None:
+    """Check recipe files and report every problem at once."""
+    from parctl.cli.output import check_format, print_document
+    from parctl.errors import Problem, RecipeError
+    from parctl.recipes.loader import load_recipe
+    from parctl.recipes.spec import to_json
+
+    check_format(output, ("table", "json", "yaml"))
+    problems: list[Problem] = []
+    documents: list[dict[str, Any]] = []
+    for file in files:
+        found: tuple[Problem, ...] = ()
+        try:
+            recipe = load_recipe(file, overrides)
+        except RecipeError as error:
+            found = error.problems
+            documents.append({"file": file, "ok": False, "problems": to_json(found)})
+        else:
+            model = recipe.model.name if recipe.model is not None else recipe.task
+            form = recipe.parallelism.text
+            documents.append(
+                {"file": file, "ok": True, "problems": [], "model": model, "parallelism": form,
+                 "notes": list(recipe.notes)}
+            )  # fmt: skip
+            if output == "table":
+                typer.echo(f"{file}: ok: {model}, {form}")
+        problems += found
+    if output != "table":
+        print_document(documents, output)
+        raise typer.Exit(2 if problems else 0)
+    if problems:
+        raise RecipeError(problems)

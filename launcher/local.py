@@ -1,0 +1,258 @@
+"""The local back end: runs on this machine, kept in run directories, with no service.
+
+Every call works from the files and from /proc, so any shell sees the same runs, whoever launched
+them.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Any
+
+from parctl.errors import BackendError, UnknownRunError, UsageError
+from parctl.launcher.backend import (
+    Diagnosis,
+    LogLine,
+    Manifests,
+    RunRef,
+    RunStatus,
+    State,
+)
+from parctl.launcher.guard import GRACE_S, bury, declared_dead, owner_alive
+from parctl.launcher.log_files import follow_logs, read_logs
+from parctl.launcher.metrics import last_step, read_metrics
+from parctl.launcher.processes import kill_run, this_machine, this_process
+from parctl.launcher.run_directory import Record, RunDirectory, run_directories, runs_root
+from parctl.launcher.run_id import check_run_id
+from parctl.planner.plan import Plan
+
+CANCEL_S = 4.2  # from the call until the supervisor itself is killed; 5 s are promised
+TAKE_OVER_S = 2.0  # a supervisor that is being started has so long to take its run over
+POLL_S = 0.05
+
+
+class LocalBackend:
+    def render(self, plan: Plan, run_id: str) -> Manifests:
+        from parctl.launcher.local_manifest import local_document
+
+        document = local_document(plan, check_run_id(run_id))
+        return Manifests(run_id=run_id, backend="local", plan=plan, documents=(document,))
+
+    def submit(self, manifests: Manifests) -> RunRef:
+        from parctl.launcher.secrets import check_secrets
+
+        recipe = manifests.plan.recipe
+        check_secrets(recipe.launch.secrets)
+        if recipe.script is None and find_spec("torch") is None:
+            raise UsageError("torch is not installed", hint="`pip install 'parctl[torch]'`")
+        run = RunDirectory(runs_root() / manifests.run_id)
+        try:
+            created = _create(run, manifests)
+        except OSError as error:
+            raise BackendError(
+                f"cannot write the run directory `{run.path}`: {error.strerror or error}",
+                hint="XDG_STATE_HOME says where runs are kept",
+            ) from error
+        if created:
+            _start_supervisor(run)
+        return RunRef(run_id=run.run_id, backend="local", created=created)
+
+    def status(self, run_id: str) -> RunStatus:
+        return _status(_find(run_id))
+
+    def logs(
+        self, run_id: str, *, rank: int | None, since: float | None, tail: int | None, follow: bool
+    ) -> Iterator[LogLine]:
+        run = _find(run_id)
+        num_ranks = len(json.loads(run.plan.read_text(encoding="utf-8"))["layout"]["ranks"])
+        if rank is not None and not 0 <= rank < num_ranks:
+            raise UsageError(
+                f"run `{run_id}` has no rank {rank}", hint=f"its ranks are 0 to {num_ranks - 1}"
+            )
+        if not follow:
+            return read_logs(run, rank=rank, since=since, tail=tail)
+        return follow_logs(
+            run, rank=rank, since=since, tail=tail, ended=lambda: _record(run).state.ended
+        )
+
+    def cancel(self, run_id: str) -> None:
+        """Stop a run; after at most 5 s no process of it is left. An ended run stays as it is."""
+        run = _find(run_id)
+        deadline = time.monotonic() + CANCEL_S
+        asked = False
+        while not (record := _record(run)).state.ended and time.monotonic() < deadline:
+            # a launcher is no supervisor: wait until the run has been taken over
+            if record.role == "supervisor" and not asked:
+                asked = record.owner.signal(signal.SIGTERM)
+            time.sleep(POLL_S)
+        if not record.state.ended:
+            _cancel_by_force(run)
+        kill_run(run.run_id, run.path, grace_s=0.0)
+
+    def delete(self, run_id: str) -> None:
+        """Remove an ended run with its logs and the checkpoints inside its directory."""
+        run = _find(run_id)
+        record = _record(run)
+        if not record.state.ended:
+            raise UsageError(
+                f"run `{run_id}` is {record.state}", hint=f"`parctl cancel {run_id}` first"
+            )
+        kill_run(run.run_id, run.path, grace_s=0.0)
+        # out of sight at once, then file by file
+        hidden = run.path.with_name(f".deleted-{run.run_id}-{os.getpid()}")
+        os.rename(run.path, hidden)
+        shutil.rmtree(hidden)
+
+    def list(self) -> Sequence[RunStatus]:
+        """Every run, newest first."""
+        runs = []
+        for run in run_directories():
+            try:
+                runs.append(_status(run))
+            except FileNotFoundError:  # deleted meanwhile
+                continue
+        return sorted(runs, key=lambda status: (-status.created_unix, status.run_id))
+
+    def why(self, run_id: str) -> Diagnosis:
+        from parctl.launcher.diagnosis import diagnose
+
+        run = _find(run_id)
+        return diagnose(run, _status(run))
+
+    def metrics(self, run_id: str) -> Sequence[Mapping[str, Any]]:
+        return read_metrics(_find(run_id).metrics)
+
+
+def _find(run_id: str) -> RunDirectory:
+    run = RunDirectory(runs_root() / run_id)
+    if "/" in run_id or not run.state.exists():
+        raise UnknownRunError(f"there is no run `{run_id}`", hint="`parctl list` shows the runs")
+    return run
+
+
+def _record(run: RunDirectory) -> Record:
+    """Return the state as it truly is: a run whose owner has died is ended here and now."""
+    record = run.read()
+    if record.state.ended or owner_alive(record):
+        return record
+    try:
+        return bury(run, grace_s=GRACE_S, wait=False)
+    except (BlockingIOError, PermissionError):  # somebody else is at it, or it is another user's
+        return declared_dead(record)
+
+
+def _status(run: RunDirectory) -> RunStatus:
+    record = _record(run)
+    return RunStatus(
+        run_id=record.run_id,
+        name=record.name,
+        backend="local",
+        state=record.state,
+        plan_hash=record.plan_hash,
+        created_unix=record.created_unix,
+        ended_unix=record.ended_unix,
+        restarts=record.restarts,
+        step=last_step(run.metrics),
+        steps=record.steps,
+        verdict=record.verdict,
+        ranks=record.ranks,
+        where=str(run.path),
+    )
+
+
+def _create(run: RunDirectory, manifests: Manifests) -> bool:
+    """Make the run directory, whole or not at all. False: the same run is already there."""
+    plan = manifests.plan
+    run.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    beside = RunDirectory(run.path.with_name(f".new-{run.run_id}-{os.getpid()}"))
+    try:
+        beside.path.mkdir(mode=0o700)
+        (beside.path / "logs").mkdir()
+        beside.plan.write_text(json.dumps(plan.to_json(), indent=2) + "\n", encoding="utf-8")
+        beside.manifest.write_text(manifest_yaml(manifests), encoding="utf-8")
+        beside.write(_first_record(run.run_id, plan))
+        os.rename(beside.path, run.path)
+    except OSError:
+        shutil.rmtree(beside.path, ignore_errors=True)
+        if not run.state.exists():
+            raise
+        known = run.read().plan_hash
+        if known != plan.hash:
+            raise UsageError(
+                f"run `{run.run_id}` exists already with another plan",
+                hint="choose another `--run-id`, or delete that run",
+            ) from None
+        return False
+    return True
+
+
+def manifest_yaml(manifests: Manifests) -> str:
+    import yaml
+
+    (document,) = manifests.documents
+    text: str = yaml.safe_dump(document, sort_keys=False, width=100)
+    return text
+
+
+def _first_record(run_id: str, plan: Plan) -> Record:
+    recipe = plan.recipe
+    return Record(
+        run_id=run_id,
+        name=recipe.name,
+        state=State.PENDING,
+        plan_hash=plan.hash,
+        created_unix=time.time(),
+        ended_unix=None,
+        attempt=0,
+        restarts=0,
+        steps=recipe.train.steps if recipe.train else None,
+        role="launcher",
+        owner=this_process(),
+        machine=this_machine(),
+        verdict=None,
+        ranks=(),
+        processes=(),
+    )
+
+
+def _start_supervisor(run: RunDirectory) -> None:
+    """Start the supervisor in a session of its own and wait until it looks after the run."""
+    # a launch from within a rank starts a run of its own, not a part of the outer one
+    environment = {key: value for key, value in os.environ.items() if not _marks_a_run(key)}
+    with run.supervisor_log.open("ab") as log:
+        first = subprocess.Popen(
+            [sys.executable, "-P", "-m", "parctl.launcher.supervisor", str(run.path)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    if first.wait() != 0:
+        raise BackendError(
+            f"the supervisor of run `{run.run_id}` did not start",
+            hint=f"`{run.supervisor_log}` says why",
+        )
+
+
+def _marks_a_run(variable: str) -> bool:
+    return variable in ("PARCTL_RUN_ID", "PARCTL_RUN_DIR", "PARCTL_ATTEMPT")
+
+
+def _cancel_by_force(run: RunDirectory) -> None:
+    """End a run whose supervisor does not answer. The lock keeps the guard out of it."""
+    with run.lock():
+        record = run.read()
+        if record.state.ended:
+            return
+        if record.role == "supervisor":
+            record.owner.signal(signal.SIGKILL)
+        kill_run(run.run_id, run.path, grace_s=0.0)
+        run.write(replace(record, state=State.CANCELLED, ended_unix=time.time()))

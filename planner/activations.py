@@ -1,0 +1,186 @@
+"""Activation bytes of one micro-batch: the tensors that backward needs, named one by one.
+
+T = micro_batch x seq_len / cp tokens, e bytes per element, t = tp, h = dim, a = heads,
+d = head_dim, f = ffn_dim. Ts = T / t with sp, else T. What the runtime keeps of one layer::
+
+    norm inputs                     2 e h Ts      (RMSNorm on CPU: two copies, in fp32 at least)
+    gathered inputs of QKV and MLP  2 e h T       (whole with sp too: column-split weights need it)
+    queries, keys, values, output   4 e a d T / t, and 4 a T / t log-sum-exp of the fused kernel
+                                    (keys and values are repeated for every query head)
+    SwiGLU                          4 e f T / t   (gate, up, silu(gate), product)
+    GELU 2 e f T / t, ReLU e f T / t, squared ReLU 2 e f T / t
+    routed experts                  e T top_k (2 h + as above with fe) / t with sp, if balanced
+    dropout masks                   2 e h Ts      (attention on CPU then keeps 3 e a s T / t scores)
+
+    recompute: full         e h Ts per layer, and one whole layer while it is run again
+    recompute: partitioned  e h T / t per layer, and the same
+    recompute: selective    results of matmuls, attention and collectives; norms and activation
+                            functions are run again
+
+Fused attention never stores scores, which is what 2205.05198 calls selective recompute. How many
+micro-batches are alive on a stage depends on the schedule (`in_flight`).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from parctl.planner.degrees import Degrees
+from parctl.planner.states import Regime
+from parctl.recipes.parameters import is_sparse
+from parctl.recipes.spec import ModelSpec, ParallelismSpec, TrainSpec
+
+Kind = Literal["gpu", "cpu"]
+# elements per MLP column that backward needs: results of the first matmul, and what follows them
+MLP_ELEMENTS = {"swiglu": (2, 2), "gelu": (1, 1), "relu": (0, 1), "squared-relu": (0, 2)}
+MATMULS = {"swiglu": 2, "gelu": 1, "relu": 1, "squared-relu": 1}  # before the activation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerActivations:
+    """Bytes of one layer for one micro-batch on one rank."""
+
+    stored: int  # from forward until backward
+    working: int  # made again, and freed, while the layer's own backward runs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shapes:
+    """What the sizes of all layers depend on."""
+
+    model: ModelSpec
+    train: TrainSpec
+    spec: ParallelismSpec
+    degrees: Degrees
+    regime: Regime
+    kind: Kind
+
+    @property
+    def tokens(self) -> int:
+        """Of one micro-batch on one rank, where heads are split."""
+        return self.train.micro_batch * self.train.seq_len // self.degrees.cp
+
+    @property
+    def tokens_outside(self) -> int:
+        """The same where sp splits tokens: norms, residuals, dropout."""
+        return self.tokens // self.degrees.tp if self.spec.sp else self.tokens
+
+    @property
+    def hidden(self) -> int:
+        """Bytes of a hidden state of `tokens`."""
+        return self.regime.compute * self.model.dim * self.tokens
+
+    @property
+    def hidden_outside(self) -> int:
+        return self.regime.compute * self.model.dim * self.tokens_outside
+
+    @property
+    def norm(self) -> int:
+        """Bytes that one norm keeps."""
+        if self.kind == "cpu" and self.model.norm == "rmsnorm":
+            return 2 * max(4, self.regime.compute) * self.model.dim * self.tokens_outside
+        return self.hidden_outside
+
+
+def layer_activations(shapes: Shapes, layer: int) -> LayerActivations:
+    """Count what layer `layer` keeps for its backward."""
+    element, degrees = shapes.regime.compute, shapes.degrees
+    attention, projections = _attention_bytes(shapes)
+    first, rest, results = _mlp_elements(shapes, layer)
+    everything = 2 * shapes.norm + 2 * shapes.hidden + attention
+    everything += round(element * shapes.tokens * (first + rest))
+    if shapes.model.dropout:
+        everything += 2 * shapes.hidden_outside
+    match shapes.train.recompute:
+        case "none":
+            return LayerActivations(stored=everything, working=0)
+        case "selective":
+            stored = shapes.hidden_outside + projections
+            stored += round(element * shapes.tokens * results)
+            stored += 2 * shapes.hidden_outside  # what attention and MLP add to the stream
+            if degrees.tp > 1:
+                stored += 2 * shapes.hidden  # partial sums of attention and MLP
+            if shapes.spec.sp:
+                stored += 2 * shapes.hidden  # gathered inputs
+        case "full":
+            stored = shapes.hidden_outside
+        case "partitioned":
+            stored = shapes.hidden // degrees.tp
+    return LayerActivations(stored=stored, working=max(0, everything - stored))
+
+
+def outside_layers(shapes: Shapes) -> int:
+    """What the last stage keeps beside its layers: the final norm and the head's gathered input."""
+    return shapes.norm + shapes.hidden
+
+
+def logits_bytes(shapes: Shapes) -> int:
+    """The logits in the compute type, as log-probabilities in fp32 or wider, and their gradient."""
+    model, train = shapes.model, shapes.train
+    width = model.vocab_size if model.vision is None else model.vision.num_classes
+    local = -(-width // shapes.degrees.tp)
+    wide = max(4, shapes.regime.compute)
+    tokens = shapes.tokens if model.vision is None else train.micro_batch
+    return tokens * local * (shapes.regime.compute + 2 * wide)
+
+
+def in_flight(stage: int, spec: ParallelismSpec, degrees: Degrees, num_micro_batches: int) -> float:
+    """Micro-batches whose activations pipeline rank `stage` holds at its peak.
+
+    In units of the rank's whole depth. gpipe holds all; 1f1b `pp - stage`; interleaving adds
+    (pp - 1) / (pp v) on the first rank (2104.04473, 2205.05198); the V-shaped schedules hold pp
+    everywhere, and DualPipeV one more.
+    """
+    if degrees.pp == 1 or spec.layer:
+        return 1.0
+    count, pp, chunks = num_micro_batches, degrees.pp, spec.virtual_stages
+    match spec.schedule:
+        case "gpipe":
+            return float(count)
+        case "interleaved-1f1b":
+            warm_up = 2 * (pp - stage - 1) + (chunks - 1) * pp + 1
+            return min(count * chunks, warm_up) / chunks
+        case "zbv":
+            return float(min(count, pp))
+        case "dualpipev":
+            return float(min(count, pp + 1))
+        case _:
+            return float(min(count, pp - stage))
+
+
+def _attention_bytes(shapes: Shapes) -> tuple[int, int]:
+    """Bytes that attention keeps, and those among them that no recompute but `full` gives up."""
+    model, tokens, element = shapes.model, shapes.tokens, shapes.regime.compute
+    tp = shapes.degrees.tp
+    heads = -(-model.num_heads // tp)
+    log_sum_exp = 4 * tokens * heads
+    if model.mla is not None:
+        mla = model.mla
+        query_key = mla.qk_nope_head_dim + mla.qk_rope_head_dim
+        latents = (mla.q_lora_rank or 0) + mla.kv_lora_rank + mla.qk_rope_head_dim
+        per_token = latents + heads * (2 * query_key + 2 * mla.v_head_dim)
+        kept = element * tokens * per_token + log_sum_exp
+        return kept, kept
+    kept = element * tokens * 4 * heads * model.head_dim + log_sum_exp
+    if model.dropout and shapes.kind == "cpu":
+        kept += 3 * element * tokens * heads * shapes.train.seq_len
+    key_value_heads = max(1, model.num_kv_heads // tp)
+    projections = element * tokens * model.head_dim * 2 * (heads + key_value_heads) + log_sum_exp
+    return kept, projections
+
+
+def _mlp_elements(shapes: Shapes, layer: int) -> tuple[float, float, float]:
+    """Elements per token in the MLP: kept before and after the activation, and matmul results."""
+    model, degrees = shapes.model, shapes.degrees
+    first, rest = MLP_ELEMENTS[model.activation]
+    matmuls = MATMULS[model.activation]
+    if model.moe is None or not is_sparse(model, layer):
+        width = model.ffn_dim / degrees.tp
+        return first * width, rest * width, matmuls * width
+    moe = model.moe
+    # every token visits top_k experts; with balanced routing a rank gets as many as it sends. With
+    # sp, tp ranks send different tokens; without it all send the same, and etp divides the work
+    routed = moe.top_k * moe.expert_ffn_dim / (degrees.tp if shapes.spec.sp else degrees.etp)
+    shared = moe.num_shared_experts * moe.expert_ffn_dim / degrees.tp
+    dispatched = 2 * moe.top_k * model.dim / (degrees.tp if shapes.spec.sp else 1)
+    width = routed + shared
+    return first * width + dispatched, rest * width, matmuls * width + dispatched

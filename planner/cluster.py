@@ -1,0 +1,20 @@
+"""The cluster that a recipe is planned for when the user names one, or none."""
+
+from parctl.planner.degrees import devices_asked_for
+from parctl.recipes.spec import Recipe
+from parctl.topology.discover import discover
+from parctl.topology.model import Topology
+
+
+def cluster_for(recipe: Recipe, source: str | None, num_devices: int | None = None) -> Topology:
+    """Find the cluster: a line such as `h100:16x8`, a file, or this machine (None or `local`).
+
+    CPU devices are only slots for ranks, so on a machine without GPUs there are as many as the
+    recipe's degrees multiply to, when it gives all of them.
+    """
+    topology = discover(source, num_devices=num_devices)
+    asked_for = devices_asked_for(recipe.parallelism)
+    is_cpu = topology.nodes[0].hardware.kind == "cpu"
+    if num_devices is None and source in (None, "local") and asked_for is not None and is_cpu:
+        return discover(source, num_devices=asked_for)
+    return topology

@@ -1,0 +1,89 @@
+"""What the planner needs to know of a cluster's devices, as one value.
+
+A device with a fault is not counted. Equal nodes share one `Hardware`, so the cost does not grow
+with the cluster.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from parctl.topology.model import Hardware, Topology
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Devices:
+    count: int  # without faults
+    kind: Literal["gpu", "cpu"]
+    memory_bytes: int | None  # of the smallest device; None: one of them is unknown
+    islands: Mapping[int, int]  # devices that tensor parallelism can join -> how many such sets
+    products: tuple[str, ...]  # by number of devices, most first; unknown ones left out
+
+    @property
+    def largest_island(self) -> int:
+        return max(self.islands, default=0)
+
+    def usable(self, tp: int) -> int:
+        """How many devices tp groups can use inside islands: 6 devices hold one group of 4."""
+        if tp == 1 or tp > self.largest_island:
+            return self.count // tp * tp
+        return sum(number * (size // tp * tp) for size, number in self.islands.items())
+
+    def text(self, number: int) -> str:
+        """Name a number of devices.
+
+        >>> Devices(count=8, kind="gpu", memory_bytes=None, islands={8: 1}, products=()).text(1)
+        '1 GPU'
+        """
+        noun = "GPU" if self.kind == "gpu" else "CPU device"
+        return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def survey(topology: Topology, *, strict_node: bool) -> Devices:
+    """Count the usable devices of a cluster and find what they have in common."""
+    nodes = Counter(id(node.hardware) for node in topology.nodes)
+    hardware = {id(node.hardware): node.hardware for node in topology.nodes}
+    usable = {key: _without_faults(item) for key, item in hardware.items()}
+    islands: Counter[int] = Counter()
+    domains: Counter[str] = Counter()
+    for node in topology.nodes:
+        key = id(node.hardware)
+        if node.domain is not None and not strict_node:
+            domains[node.domain] += len(usable[key])
+    islands.update(domains.values())
+    alone = Counter(
+        id(node.hardware) for node in topology.nodes if node.domain is None or strict_node
+    )
+    for key, number in alone.items():
+        for size in _island_sizes(hardware[key], usable[key]):
+            islands[size] += number
+    products: Counter[str] = Counter()
+    memories: list[int | None] = []
+    for key, number in nodes.items():
+        for position in usable[key]:
+            device = hardware[key].devices[position]
+            memories.append(device.memory_bytes)
+            if device.product is not None:
+                products[device.product] += number
+    known = [memory for memory in memories if memory is not None]
+    return Devices(
+        count=sum(number * len(usable[key]) for key, number in nodes.items()),
+        kind="gpu" if any(item.kind == "gpu" for item in hardware.values()) else "cpu",
+        memory_bytes=min(known) if known and len(known) == len(memories) else None,
+        islands=dict(islands),
+        products=tuple(product for product, _ in products.most_common()),
+    )
+
+
+def _without_faults(hardware: Hardware) -> list[int]:
+    return [position for position, device in enumerate(hardware.devices) if not device.faults]
+
+
+def _island_sizes(hardware: Hardware, usable: list[int]) -> list[int]:
+    """Sizes of the full NVLink meshes of a node; the whole node where there is none."""
+    meshes = [len(set(members) & set(usable)) for members, _ in hardware.nvlink_cliques]
+    meshes = [size for size in meshes if size > 1]
+    if not meshes or sum(meshes) > len(usable):  # none, or meshes that overlap
+        return [len(usable)]
+    return meshes + [1] * (len(usable) - sum(meshes))

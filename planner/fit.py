@@ -1,0 +1,132 @@
+"""The gate before a launch: refuse what does not fit, and name the smallest change that would.
+
+Changes are tried alone and then in pairs, the mildest first: what costs only speed, then what
+shares the state among more ranks, then what moves ranks about, and last what needs more devices.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+from parctl.errors import DoesNotFitError
+from parctl.planner.degrees import Degrees, with_degrees
+from parctl.planner.memory import estimate_memory
+from parctl.planner.plan import Plan
+from parctl.planner.sizes import size_text
+from parctl.recipes.shorthand import format_form
+from parctl.recipes.spec import Recipe, Recompute, TrainSpec
+
+STRONGER: dict[Recompute, tuple[Recompute, ...]] = {
+    "none": ("selective", "full"),
+    "selective": ("full",),
+}
+
+
+class Change(NamedTuple):
+    """A recipe that differs in one field or two, and how to ask for it on the command line."""
+
+    options: tuple[str, ...]
+    recipe: Recipe
+    degrees: Degrees
+
+    @property
+    def text(self) -> str:
+        return " ".join(f"--set {option}" for option in self.options)
+
+
+def refuse_misfit(plan: Plan) -> None:
+    """Raise DoesNotFitError when the plan's worst stage needs more than a device offers.
+
+    Unknown memory passes.
+    """
+    memory = plan.memory
+    if memory.get("fits") is not False:
+        return
+    change = smallest_change(plan)
+    found = f"`{change.text}` fits" if change else "no change of one or two fields fits here"
+    raise DoesNotFitError(
+        f"{plan.recipe.name} does not fit: a rank of pipeline stage {memory['worst_stage']} needs "
+        f"{size_text(memory['total_bytes'])}, a device has "
+        f"{size_text(memory['usable_bytes'])} usable of {size_text(memory['device_bytes'])}",
+        hint=f"{found}; `parctl plan` shows every term, `--force` launches all the same",
+    )
+
+
+def smallest_change(plan: Plan) -> Change | None:
+    """Find the mildest change, or pair of changes, at which the plan fits on the same devices."""
+    device_bytes = plan.memory.get("device_bytes")
+    if device_bytes is None or plan.recipe.model is None or plan.recipe.train is None:
+        return None
+
+    def fits(change: Change) -> bool:
+        memory = estimate_memory(
+            change.recipe, change.degrees, device_bytes=device_bytes, kind=plan.memory["kind"]
+        )
+        return memory.fits is True
+
+    largest_tp = max(_slots_per_node(plan), plan.layout.axes.get("tp", 1))
+    single = list(_changes(Change((), plan.recipe, degrees_of(plan)), largest_tp))
+    for change in single:
+        if fits(change):
+            return change
+    for first in single:
+        for second in _changes(first, largest_tp):
+            if len({option.split("=")[0] for option in second.options}) == 2 and fits(second):
+                return second
+    return None
+
+
+def degrees_of(plan: Plan) -> Degrees:
+    """Read the degrees back from a plan, whose recipe has all of them."""
+    spec = plan.recipe.parallelism
+    return Degrees(
+        **{axis: getattr(spec, axis) or 1 for axis in ("pp", "dp", "fsdp", "cp", "tp", "ep", "etp")}
+    )
+
+
+def _changes(start: Change, largest_tp: int) -> Iterator[Change]:
+    recipe, degrees, train = start.recipe, start.degrees, start.recipe.train
+    assert train is not None and recipe.model is not None
+    for mode in STRONGER.get(train.recompute, ()):
+        yield _with_train(start, f"train.recompute={mode}", replace(train, recompute=mode))
+    size = train.micro_batch
+    while size > 1 and size % 2 == 0:
+        size //= 2
+        yield _with_train(start, f"train.micro_batch={size}", replace(train, micro_batch=size))
+    if degrees.dp > 1:
+        # share the state among the replicas
+        yield _with_degrees(start, fsdp=degrees.dp * degrees.fsdp, dp=1)
+    elif 0 < recipe.parallelism.zero_stage < 3:
+        yield _with_degrees(start, fsdp=degrees.fsdp)
+    for axis in ("fsdp", "dp"):
+        here = degrees.of(axis)
+        model = recipe.model
+        if (
+            here % 2 == 0
+            and degrees.tp * 2 <= largest_tp
+            and model.num_heads % (degrees.tp * 2) == 0
+        ):
+            yield _with_degrees(start, **{axis: here // 2, "tp": degrees.tp * 2})
+        if here % 2 == 0 and degrees.pp * 2 <= model.num_layers:
+            yield _with_degrees(start, **{axis: here // 2, "pp": degrees.pp * 2})
+
+
+def _with_train(start: Change, option: str, train: TrainSpec) -> Change:
+    return Change((*start.options, option), replace(start.recipe, train=train), start.degrees)
+
+
+def _with_degrees(start: Change, **sizes: int) -> Change:
+    degrees = replace(start.degrees, **sizes)
+    spec = replace(
+        with_degrees(start.recipe.parallelism, degrees),
+        sp=start.recipe.parallelism.sp or degrees.tp > start.degrees.tp,
+        zero_stage=3 if degrees.fsdp > 1 else 0,
+    )
+    spec = replace(spec, text=format_form(spec))
+    recipe = replace(start.recipe, parallelism=spec)
+    options = tuple(option for option in start.options if not option.startswith("parallelism"))
+    return Change((*options, f"parallelism={spec.text}"), recipe, degrees)
+
+
+def _slots_per_node(plan: Plan) -> int:
+    return max(slot.local_rank for slot in plan.layout.slots) + 1

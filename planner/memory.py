@@ -1,0 +1,164 @@
+"""Memory of one rank, stage by stage and term by term, in bytes.
+
+    total = weights + gradients + optimizer   closed forms, `parctl.planner.states`
+          + gathered                          FSDP's transient copies of whole layers
+          + activations                       `parctl.planner.activations`
+          + the larger of working, logits     one layer run again, or the loss: never together
+          + buffers                           device context and collective buffers
+
+All ranks of a pipeline stage hold the same, so the cost does not depend on how many ranks there
+are. `fits` compares the worst stage with the usable part of the smallest device: the allocator
+never gets all of it. None means that nobody told us the memory of the devices.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from parctl.planner import activations, shards, states
+from parctl.planner.activations import Kind
+from parctl.planner.degrees import Degrees, num_micro_batches
+from parctl.planner.stages import pipeline_rank, split_layers
+from parctl.recipes.parameters import count_parameters
+from parctl.recipes.spec import Recipe
+
+# share of device memory that tensors can fill before fragmentation ends the run: 0.88 to 0.92 is
+# reported for PyTorch's expandable segments on 80 GB devices (Megatron-Bridge guides)
+USABLE_FRACTION = 0.90
+# CUDA context 0.5 to 1 GB, NCCL buffers 1 to 3 GB (same source): 0.75 + 1.25
+GPU_BUFFER_BYTES = 2_000_000_000
+CPU_BUFFER_BYTES = 0  # ranks on CPU share the process image, and gloo's buffers are small
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageMemory:
+    """Peak bytes on each rank of one pipeline rank's stages."""
+
+    stage: int  # pipeline rank
+    layers: int
+    parameters: int  # on one rank, before the data axes shard them
+    micro_batches: float  # whose activations are alive at the peak
+    weights: int
+    gradients: int
+    optimizer: int
+    gathered: int
+    activations: int
+    working: int
+    logits: int
+    buffers: int
+
+    @property
+    def total(self) -> int:
+        """All terms, but of `working` and `logits` the larger: they are not there together."""
+        terms: int = sum(getattr(self, term) for term in TERMS)
+        return terms - min(self.working, self.logits)
+
+
+TERMS = tuple(field.name for field in fields(StageMemory))[4:]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    stages: tuple[StageMemory, ...]
+    device_bytes: int | None
+    kind: Kind
+    regime: str
+
+    @property
+    def worst(self) -> StageMemory:
+        return max(self.stages, key=lambda stage: stage.total)
+
+    @property
+    def usable_bytes(self) -> int | None:
+        return None if self.device_bytes is None else int(self.device_bytes * USABLE_FRACTION)
+
+    @property
+    def fits(self) -> bool | None:
+        usable = self.usable_bytes
+        return None if usable is None else self.worst.total <= usable
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "fits": self.fits,
+            "worst_stage": self.worst.stage,
+            "total_bytes": self.worst.total,
+            "usable_bytes": self.usable_bytes,
+            "device_bytes": self.device_bytes,
+            "usable_fraction": USABLE_FRACTION,
+            "kind": self.kind,
+            "regime": self.regime,
+            "stages": [
+                {field.name: getattr(stage, field.name) for field in fields(stage)}
+                | {"total": stage.total}
+                for stage in self.stages
+            ],
+        }
+
+
+def estimate_memory(
+    recipe: Recipe,
+    degrees: Degrees,
+    *,
+    stages: Sequence[Sequence[int]] | None = None,
+    device_bytes: int | None,
+    kind: Kind,
+) -> Memory:
+    """Estimate the training memory of `recipe` split by `degrees`.
+
+    Layers are dealt out unless `stages` says how.
+    """
+    model, train, spec = recipe.model, recipe.train, recipe.parallelism
+    assert model is not None and train is not None
+    count = count_parameters(model)
+    regime = states.REGIMES[train.precision]
+    chunks = stages or split_layers(model, degrees.pp * spec.virtual_stages)
+    shapes = activations.Shapes(
+        model=model, train=train, spec=spec, degrees=degrees, regime=regime, kind=kind
+    )
+    held: list[list[int]] = [[] for _ in range(degrees.pp)]
+    for chunk in range(len(chunks)):
+        held[pipeline_rank(chunk, degrees.pp, spec.schedule)].append(chunk)
+    estimates = []
+    for rank, own in enumerate(held):
+        layers = [layer for chunk in own for layer in chunks[chunk]]
+        first, last = 0 in own, len(chunks) - 1 in own
+        shard = shards.stage_shard(model, count, layers, degrees, first=first, last=last)
+        state = states.state_bytes(shard, regime, spec.zero_stage, degrees)
+        unit = shards.largest_unit(model, count, layers, degrees, first=first, last=last)
+        per_layer = [activations.layer_activations(shapes, layer) for layer in layers]
+        alive = activations.in_flight(rank, spec, degrees, num_micro_batches(recipe, degrees))
+        estimates.append(
+            StageMemory(
+                stage=rank,
+                layers=len(layers),
+                parameters=shard.total,
+                micro_batches=alive,
+                weights=state.weights,
+                gradients=state.gradients,
+                optimizer=state.optimizer,
+                gathered=states.gathered_bytes(shard, unit, regime, spec.zero_stage, degrees),
+                activations=round(alive * sum(layer.stored for layer in per_layer))
+                + (activations.outside_layers(shapes) if last else 0),
+                working=max(layer.working for layer in per_layer),
+                logits=activations.logits_bytes(shapes) if last else 0,
+                buffers=GPU_BUFFER_BYTES if kind == "gpu" else CPU_BUFFER_BYTES,
+            )
+        )
+    return Memory(
+        stages=tuple(estimates), device_bytes=device_bytes, kind=kind, regime=regime.sentence
+    )
+
+
+def unsharded_state_bytes(recipe: Recipe, degrees: Degrees) -> int:
+    """State of the worst stage as if no data axis shared in storing it."""
+    model, train = recipe.model, recipe.train
+    assert model is not None and train is not None
+    count = count_parameters(model)
+    chunks = split_layers(model, degrees.pp)
+    state = states.REGIMES[train.precision].state
+    return state * max(
+        shards.stage_shard(
+            model, count, layers, degrees, first=index == 0, last=index == len(chunks) - 1
+        ).total
+        for index, layers in enumerate(chunks)
+    )

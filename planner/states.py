@@ -1,0 +1,113 @@
+"""Weights, gradients and optimizer state of one rank, by the closed forms of ZeRO (1910.02054).
+
+With P, G, O the bytes of all three on a rank and N the ranks that shard them:
+
+    stage 0   P + G + O            ddp
+    stage 1   P + G + O/N
+    stage 2   P + (G + O)/N
+    stage 3   (P + G + O)/N        fsdp
+
+The runtime keeps parameters, gradients and both AdamW moments in fp32 and computes in the recipe's
+precision (fp64 keeps everything in fp64): 16 bytes per parameter. FSDP also gathers one layer at a
+time in the compute type, and the next one ahead of need.
+
+N is fsdp x cp for the dense part: context-parallel ranks hold the same weights, so they share in
+storing them. For experts it is what `ep` leaves of that. `dp` replicates and never appears.
+"""
+
+from dataclasses import dataclass
+
+from parctl.planner.degrees import Degrees
+from parctl.planner.shards import Shard, ceil_div
+from parctl.recipes.spec import Precision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Regime:
+    """Bytes per parameter (or per activation element, for `compute`)."""
+
+    weight: int
+    gradient: int
+    optimizer: int
+    compute: int
+
+    @property
+    def state(self) -> int:
+        return self.weight + self.gradient + self.optimizer
+
+    @property
+    def sentence(self) -> str:
+        return (
+            f"{self.weight} B weights + {self.gradient} B gradients + {self.optimizer} B AdamW "
+            f"moments per parameter, {self.compute} B per activation element"
+        )
+
+
+MIXED = Regime(weight=4, gradient=4, optimizer=8, compute=2)
+REGIMES: dict[Precision, Regime] = {
+    "fp64": Regime(weight=8, gradient=8, optimizer=16, compute=8),
+    "fp32": Regime(weight=4, gradient=4, optimizer=8, compute=4),
+    "bf16": MIXED,
+    "fp16": MIXED,
+    "fp8": MIXED,  # matmul inputs are cast on the way; what is kept is as in bf16
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class States:
+    """Bytes on one rank."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer
+
+
+def dense_shards(degrees: Degrees) -> int:
+    """How many ranks share in storing the dense part."""
+    return degrees.fsdp * degrees.cp
+
+
+def expert_shards(degrees: Degrees) -> int:
+    """How many ranks share in storing one expert: what `ep` leaves of fsdp x cp."""
+    return max(1, degrees.fsdp * degrees.cp // degrees.ep)
+
+
+def state_bytes(shard: Shard, regime: Regime, zero_stage: int, degrees: Degrees) -> States:
+    """State of a rank that holds `shard`, sharded over the data axes from `zero_stage` on.
+
+    A tensor that does not divide is padded by its owner to the next element, as here the whole
+    shard is.
+    """
+    whole = shard.total
+    sharded = ceil_div(shard.dense, dense_shards(degrees))
+    sharded += ceil_div(shard.experts, expert_shards(degrees))
+    return States(
+        weights=regime.weight * (sharded if zero_stage >= 3 else whole),
+        gradients=regime.gradient * (sharded if zero_stage >= 2 else whole),
+        optimizer=regime.optimizer * (sharded if zero_stage >= 1 else whole),
+    )
+
+
+def gathered_bytes(
+    shard: Shard, unit: Shard, regime: Regime, zero_stage: int, degrees: Degrees
+) -> int:
+    """What the data axes hold beside the state while a step runs.
+
+    Stage 3: two layers (`unit`) gathered for compute, and one layer's gradient before it is
+    scattered. Stage 2: all layers gathered, since they are not let go between forward and
+    backward. Replicas, a lone rank, and one that computes in another type than it stores: a copy
+    of all parameters.
+    """
+    if zero_stage < 2:
+        copied = degrees.dp > 1 or degrees.world_size == 1 or regime.compute != regime.weight
+        return regime.compute * shard.total if copied else 0
+    gradient = unit.total * (regime.compute + regime.gradient)
+    if zero_stage == 2:
+        return regime.compute * shard.total + gradient
+    if dense_shards(degrees) == 1:
+        return 0
+    return 2 * regime.compute * unit.total + gradient

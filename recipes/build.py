@@ -1,0 +1,320 @@
+"""From checked fields to the frozen `Recipe`: presets, defaults that depend on the model, and
+notes.
+
+The one idea: a default is decided in one order - what the recipe says, else what the model's preset
+trains with, else the default of the field reference - and whatever was decided for the user is said
+in `Recipe.notes`.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from parctl.recipes import spec
+from parctl.recipes.checks import check_recipe
+from parctl.recipes.corpus import CORPORA, SCHEME
+from parctl.recipes.faults import Fault, did_you_mean, listed
+from parctl.recipes.hf_config import read_hf_config
+from parctl.recipes.model_schema import ModelFields
+from parctl.recipes.models import complete_model
+from parctl.recipes.parallelism import build_parallelism, check_parallelism
+from parctl.recipes.presets import find_preset, is_alias, load_preset, unknown_preset_hint
+from parctl.recipes.schema import (
+    CheckpointFields,
+    DataFields,
+    LaunchFields,
+    ParallelismFields,
+    RecipeFields,
+    ScriptFields,
+    TrainFields,
+)
+
+MAX_NAME = 33  # a run id is a DNS label of at most 40: this, a dash and six characters
+
+
+@dataclass(slots=True, kw_only=True)
+class Context:
+    """What the loader knows beside the fields."""
+
+    source: str
+    default_name: str | None  # None: named after the model
+    folder: Path  # relative paths start here
+    doubtful: set[str] = field(default_factory=set)  # sections from which values were cut out
+    faults: list[Fault] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def fault(self, path: str, message: str, hint: str, *, at_key: bool = False) -> None:
+        self.faults.append(Fault(path=path, message=message, hint=hint, at_key=at_key))
+
+
+def build_recipe(fields: RecipeFields, context: Context) -> spec.Recipe | None:
+    """Build the recipe; None when `context.faults` says why it cannot be."""
+    _check_task(fields, context)
+    model, preset_train = _model(fields.model, context)
+    parallelism = _parallelism(fields, context)
+    train = data = checkpoint = None
+    if fields.task == "train" and model is not None:
+        train = _train(fields.train or TrainFields(), preset_train, model, context)
+    if fields.task == "train":
+        data = _data(fields.data, context)
+    if fields.task != "script":
+        checkpoint = _checkpoint(fields.checkpoint or CheckpointFields(), context)
+    certain = not context.doubtful & {"model", "parallelism"}
+    if model is not None and parallelism is not None and certain:
+        context.faults.extend(check_recipe(model, parallelism, train, data))
+    launch = _launch(fields.launch or LaunchFields(), context)
+    if context.faults or parallelism is None:
+        return None
+    return spec.Recipe(
+        name=fields.name or slug(context.default_name or (model.name if model else "script")),
+        task=fields.task,
+        model=model,
+        parallelism=parallelism,
+        train=train,
+        data=data,
+        checkpoint=checkpoint,
+        script=None if fields.script is None else _script(fields.script, context),
+        launch=launch,
+        source=context.source,
+        notes=tuple(context.notes),
+    )
+
+
+def slug(text: str) -> str:
+    """Make a name that can begin a run id.
+
+    >>> slug("LLaMA-3.1 70B")
+    'llama-3-1-70b'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:MAX_NAME].strip("-") or "recipe"
+
+
+def _check_task(fields: RecipeFields, context: Context) -> None:
+    script = fields.task == "script"
+    needed = ("script",) if script else ("model", "parallelism")
+    for key in needed:
+        if getattr(fields, key) is None:
+            example = RecipeFields.model_fields[key].examples
+            shown = example[0] if example and isinstance(example[0], str) else "{command: [...]}"
+            hint = f"add `{key}: {shown}`"
+            context.fault(key, f"missing, and task {fields.task} needs it", hint)
+    useless = {
+        "train": ("script",),
+        "script": ("model", "train", "data", "checkpoint"),
+    }.get(fields.task, ("script", "train", "data"))
+    for key in useless:
+        if getattr(fields, key) is not None:
+            hint = f"remove it, or set `task: {'script' if key == 'script' else 'train'}`"
+            context.fault(key, f"has no meaning for task {fields.task}", hint, at_key=True)
+    if script and fields.script is not None and fields.script.axes and fields.parallelism:
+        message = "found both `parallelism` and `script.axes`"
+        context.fault("script.axes", message, "keep one of the two", at_key=True)
+
+
+def _model(
+    fields: ModelFields | None, context: Context
+) -> tuple[spec.ModelSpec | None, dict[str, Any]]:
+    """Return the model and the training defaults of its preset."""
+    if fields is None:
+        return None, {}
+    if fields.preset is not None and fields.hf is not None:
+        context.fault(
+            "model.hf", "found both `preset` and `hf`", "keep one of the two", at_key=True
+        )
+        return None, {}
+    given = fields.model_dump(exclude_unset=True, exclude={"preset", "hf"})
+    for part in ("moe", "mla", "vision"):
+        inner = getattr(fields, part)
+        if inner is not None:
+            given[part] = inner.model_dump()
+    base: dict[str, Any] = {}
+    train: dict[str, Any] = {}
+    name = context.default_name or "model"
+    if fields.preset is not None:
+        found = find_preset(fields.preset)
+        if found is None:
+            message = f"no model is called `{_short(fields.preset)}`"
+            context.fault("model.preset", message, unknown_preset_hint(fields.preset))
+            return None, {}
+        if is_alias(fields.preset):
+            context.notes.append(f"{fields.preset} is read as {found}")
+        preset = load_preset(found)
+        base, train, name = preset.values, preset.train, found
+        if given:
+            context.notes.append(f"{found} is changed in {listed(given)}")
+    if fields.hf is not None:
+        folder = _absolute(fields.hf, context)
+        base, faults = read_hf_config(Path(folder))
+        context.faults.extend(_inside("model", faults))
+        if faults:
+            return None, {}
+        name = Path(folder).name
+    model, faults = complete_model({**base, **given}, name)
+    if "model" not in context.doubtful:
+        context.faults.extend(_inside("model", faults))
+    return model, train
+
+
+def _parallelism(fields: RecipeFields, context: Context) -> spec.ParallelismSpec | None:
+    given = fields.parallelism
+    script = fields.script
+    if given is None and script is not None and script.axes:
+        given = ParallelismFields.model_validate({**script.axes, "order": list(script.axes)})
+    elif given is None and fields.task == "script":
+        given = ParallelismFields(dp="auto")
+    if given is None:
+        return None
+    values = {key: value for key, value in given.model_dump().items() if value is not None}
+    if not values.get("auto") and not set(values) & {*spec.AXES, "ep", "operator", "sp"}:
+        message = "names no axis"
+        context.fault("parallelism", message, "for example `TP+SP+FSDP`, or `auto`")
+        return None
+    faults = [] if "parallelism" in context.doubtful else check_parallelism(values)
+    for key, message, hint in faults:
+        context.fault(f"parallelism.{key}", message, hint)
+    return None if faults else build_parallelism(values)
+
+
+def _train(
+    fields: TrainFields, preset: dict[str, Any], model: spec.ModelSpec, context: Context
+) -> spec.TrainSpec:
+    if fields.recompute is not None and fields.activation_checkpointing is not None:
+        message = "found both `recompute` and `activation_checkpointing`, two names of one field"
+        context.fault("train.activation_checkpointing", message, "keep one of the two", at_key=True)
+    taken: list[str] = []
+
+    def pick(key: str, default: Any) -> Any:
+        given = getattr(fields, key)
+        if given is None and key in preset:
+            taken.append(f"{key} {preset[key]}")
+            return preset[key]
+        return default if given is None else given
+
+    steps = pick("steps", 1000)
+    recompute = fields.recompute or fields.activation_checkpointing or pick(
+        "recompute", "selective"
+    )  # fmt: skip
+    optimizer = fields.optimizer
+    lr = optimizer.lr
+    if lr is None:
+        lr = preset.get("optimizer", {}).get("lr", 3e-4)
+        taken.append(f"lr {lr:g}")
+    warmup, min_lr = optimizer.warmup_steps, optimizer.min_lr
+    train = spec.TrainSpec(
+        seq_len=pick("seq_len", min(model.max_seq_len, 8192)),
+        global_batch=pick("global_batch", 512),
+        micro_batch=pick("micro_batch", 1),
+        steps=steps,
+        precision=pick("precision", "bf16"),
+        recompute=recompute,
+        seed=fields.seed,
+        validate_every=fields.validate_every,
+        validate_batches=fields.validate_batches,
+        log_every=fields.log_every,
+        comm_timeout_s=float(fields.comm_timeout_s),
+        optimizer=spec.OptimizerSpec(
+            name=optimizer.name,
+            lr=float(lr),
+            min_lr=float(f"{lr / 10:.12g}") if min_lr is None else float(min_lr),
+            warmup_steps=min(steps // 10, 2000) if warmup is None else warmup,
+            betas=(float(optimizer.betas[0]), float(optimizer.betas[1])),
+            eps=float(optimizer.eps),
+            weight_decay=float(optimizer.weight_decay),
+            max_grad_norm=float(optimizer.max_grad_norm),
+        ),
+    )
+    if taken:
+        context.notes.append(f"training defaults of {model.name}: {listed(taken)}")
+    return train
+
+
+def _data(fields: DataFields | None, context: Context) -> spec.DataSpec:
+    if fields is None:
+        context.notes.append("trains on the text that ships with parctl: set `data.train`")
+        fields = DataFields()
+    for key in ("train", "validation"):
+        for index, path in enumerate(getattr(fields, key)):
+            name = path.removeprefix(SCHEME)
+            if path.startswith(SCHEME) and name not in CORPORA:
+                hint = did_you_mean(name, CORPORA, "shipped texts are")
+                context.fault(f"data.{key}.{index}", f"no text is called `{_short(name)}`", hint)
+    tokenizer = fields.tokenizer
+    return spec.DataSpec(
+        train=tuple(_absolute(path, context) for path in fields.train),
+        validation=tuple(_absolute(path, context) for path in fields.validation),
+        validation_fraction=float(fields.validation_fraction),
+        format=fields.format,
+        text_key=fields.text_key,
+        tokenizer=tokenizer if tokenizer == "byte" else _absolute(tokenizer, context),
+    )
+
+
+def _checkpoint(fields: CheckpointFields, context: Context) -> spec.CheckpointSpec:
+    return spec.CheckpointSpec(
+        dir=None if fields.dir is None else _absolute(fields.dir, context),
+        every=fields.every,
+        keep=fields.keep,
+        at_end=fields.at_end,
+        resume=fields.resume,
+    )
+
+
+def _script(fields: ScriptFields, context: Context) -> spec.ScriptSpec:
+    return spec.ScriptSpec(
+        command=tuple(fields.command),
+        env=dict(fields.env),
+        workdir=None if fields.workdir is None else _absolute(fields.workdir, context),
+    )
+
+
+def _launch(fields: LaunchFields, context: Context) -> spec.LaunchSpec:
+    for name in fields.env:
+        if name.endswith(("TOKEN", "PASSWORD", "SECRET", "API_KEY", "ACCESS_KEY")):
+            context.notes.append(f"launch.env.{name} is printed: a secret goes in launch.secrets")
+    for name, secret in fields.secrets.items():
+        path = f"launch.secrets.{name}"
+        if (secret.from_env is None) == (secret.secret is None):
+            hint = "`{from_env: VARIABLE}`, or `{secret: NAME, key: KEY}`"
+            context.fault(path, "expected exactly one of `from_env` and `secret`", hint)
+        elif (secret.secret is None) != (secret.key is None):
+            context.fault(path, "`secret` and `key` go together", "`{secret: NAME, key: KEY}`")
+        if name in fields.env:
+            context.fault(
+                path, f"{name} is also in `launch.env`", "keep one of the two", at_key=True
+            )
+    return spec.LaunchSpec(
+        backend=fields.backend,
+        retries=fields.retries,
+        queue=fields.queue,
+        image=fields.image,
+        env=dict(fields.env),
+        secrets={
+            name: spec.SecretSpec(from_env=secret.from_env, secret=secret.secret, key=secret.key)
+            for name, secret in fields.secrets.items()
+        },
+        timeout_s=None if fields.timeout_s is None else float(fields.timeout_s),
+        stop_grace_s=float(fields.stop_grace_s),
+    )
+
+
+def _absolute(path: str, context: Context) -> str:
+    """Anchor a relative path at the recipe's folder; addresses with a scheme stay."""
+    if "://" in path:
+        return path
+    return str(context.folder / Path(path).expanduser())
+
+
+def _inside(prefix: str, faults: list[Fault]) -> list[Fault]:
+    return [
+        Fault(
+            path=f"{prefix}.{fault.path}" if fault.path else prefix,
+            message=fault.message,
+            hint=fault.hint,
+        )
+        for fault in faults
+    ]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,140 @@
+"""A Hugging Face `config.json` read as model fields: llama, mistral, gpt2, mixtral, qwen2, qwen3,
+qwen3_moe.
+
+The one idea: only shapes are taken. What the file leaves out takes the value that the
+`transformers` library documents as its default for that model type, because that is what the file's
+author meant.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from parctl.recipes.faults import Fault, listed
+
+_LLAMA_LIKE = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe")
+MODEL_TYPES = (*_LLAMA_LIKE, "gpt2")
+_NORM_EPS = {"mixtral": 1e-5}  # documented defaults of rms_norm_eps; the others: 1e-6
+
+
+def read_hf_config(folder: Path) -> tuple[dict[str, Any], list[Fault]]:
+    """Read model fields from `folder/config.json`; faults have paths relative to the model."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        return {}, [_fault(f"cannot read `{path}`: {error.strerror}", "name the checkpoint folder")]
+    except ValueError as error:
+        return {}, [_fault(f"`{path}` is not JSON: {error}", "is the download complete?")]
+    if not isinstance(config, dict) or config.get("model_type") not in MODEL_TYPES:
+        kind = config.get("model_type") if isinstance(config, dict) else None
+        message = f"`{path}` has model_type {kind!r}, expected one of {listed(MODEL_TYPES)}"
+        return {}, [_fault(message, "give the model's fields instead of `hf`")]
+    try:
+        values = _gpt2(config) if config["model_type"] == "gpt2" else _llama_like(config)
+    except KeyError as error:
+        return {}, [_fault(f"`{path}` leaves out {error}", "is this the model's own config.json?")]
+    wrong = _wrong_types(values)
+    if wrong:
+        return {}, [_fault(f"`{path}`: {wrong}", "is this the model's own config.json?")]
+    return values, []
+
+
+def _gpt2(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "family": "gpt",
+        "num_layers": config["n_layer"],
+        "dim": config["n_embd"],
+        "num_heads": config["n_head"],
+        "ffn_dim": config.get("n_inner") or 4 * config["n_embd"],
+        "vocab_size": config["vocab_size"],
+        "max_seq_len": config["n_positions"],
+        "norm_eps": config.get("layer_norm_epsilon", 1e-5),
+        "tied_embeddings": config.get("tie_word_embeddings", True),
+        "dropout": config.get("resid_pdrop", 0.1),
+    }
+
+
+def _llama_like(config: Mapping[str, Any]) -> dict[str, Any]:
+    kind = config["model_type"]
+    rope = config.get("rope_parameters") or {}  # newer files put theta and scaling together
+    bias = bool(config.get("attention_bias", False))
+    values = {
+        "family": "moe" if kind in ("mixtral", "qwen3_moe") else "llama",
+        "num_layers": config["num_hidden_layers"],
+        "dim": config["hidden_size"],
+        "num_heads": config["num_attention_heads"],
+        "num_kv_heads": config.get("num_key_value_heads") or config["num_attention_heads"],
+        "head_dim": config.get("head_dim"),
+        "ffn_dim": config["intermediate_size"],
+        "vocab_size": config["vocab_size"],
+        "max_seq_len": config["max_position_embeddings"],
+        "norm_eps": config.get("rms_norm_eps", _NORM_EPS.get(kind, 1e-6)),
+        "rope_theta": rope.get("rope_theta", config.get("rope_theta", 10_000.0)),
+        "rope_scaling": _rope_scaling(rope or config.get("rope_scaling") or {}),
+        "bias": bias and bool(config.get("mlp_bias", False)),
+        "qkv_bias": bias or kind == "qwen2",
+        "qk_norm": kind in ("qwen3", "qwen3_moe"),
+        "tied_embeddings": bool(config.get("tie_word_embeddings", False)),
+    }
+    if kind == "mixtral":
+        values["moe"] = _moe(
+            config["num_local_experts"],
+            config.get("num_experts_per_tok", 2),
+            config["intermediate_size"],
+            config,
+        )
+    if kind == "qwen3_moe":
+        values["moe"] = _moe(
+            config["num_experts"],
+            config["num_experts_per_tok"],
+            config["moe_intermediate_size"],
+            config,
+        )
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _moe(num_experts: int, top_k: int, width: int, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "num_experts": num_experts,
+        "top_k": top_k,
+        "expert_ffn_dim": width,
+        "num_shared_experts": 0,
+        "num_dense_layers": 0,
+        "layer_period": config.get("decoder_sparse_step", 1),
+        "capacity_factor": None,
+        "aux_loss": config.get("router_aux_loss_coef", 0.001),
+        "z_loss": 0.0,
+        "router": "softmax",
+        "num_groups": 1,
+        "top_k_groups": 1,
+    }
+
+
+def _rope_scaling(rope: Mapping[str, Any]) -> dict[str, float] | None:
+    if rope.get("rope_type", rope.get("type")) != "llama3":
+        return None
+    return {
+        "factor": rope["factor"],
+        "low_freq_factor": rope["low_freq_factor"],
+        "high_freq_factor": rope["high_freq_factor"],
+        "original_max_seq_len": rope["original_max_position_embeddings"],
+    }
+
+
+def _wrong_types(values: Mapping[str, Any]) -> str | None:
+    from pydantic import ValidationError
+
+    from parctl.recipes.model_schema import ModelFields
+
+    try:
+        ModelFields.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    return None
+
+
+def _fault(message: str, hint: str) -> Fault:
+    return Fault(path="hf", message=message, hint=hint)

@@ -1,0 +1,109 @@
+"""Batches: packed sequences cut from a token stream, in an order that does not depend on the number of ranks.
+
+Sequence i is tokens `[i*S, i*S + S]`, one more than S because targets are the next tokens; documents run on into each
+other. Training takes sequences in a new shuffled order every epoch. The position in that order (`cursor`: sequences
+used so far) is all that a checkpoint has to remember, and means the same on every layout: each data rank takes its rows
+of the global batch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from parctl.errors import UsageError
+from parctl.recipes.spec import TrainSpec
+from parctl.runtime.loss import IGNORED
+from parctl.runtime.mesh import RankMesh
+from parctl.runtime.tokens import TokenStream
+
+ROUNDS = 4  # a Feistel network of four rounds passes for a random permutation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    tokens: Tensor  # [B, S]
+    targets: Tensor  # [B, S], IGNORED where nothing is to be predicted
+
+
+class Batches:
+    """This rank's rows of every global batch."""
+
+    def __init__(self, stream: TokenStream, train: TrainSpec, mesh: RankMesh, *, what: str) -> None:
+        self.num_sequences = (len(stream) - 1) // train.seq_len
+        if self.num_sequences < 1:
+            raise UsageError(
+                f"data.{what} holds {len(stream)} tokens, "
+                f"but one sequence takes train.seq_len + 1 = {train.seq_len + 1}",
+                hint="add text, or lower train.seq_len",
+            )
+        self._stream, self._train, self._mesh = stream, train, mesh
+        self._rows = train.global_batch // mesh.data_size
+
+    def training(self, cursor: int) -> Iterator[MicroBatch]:
+        """Yield this rank's micro-batches of the global batch that begins at `cursor`."""
+        positions = self._own_positions(cursor)
+        epochs, places = np.divmod(positions, self.num_sequences)
+        sequences = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            key = self._train.seed * 1_000_003 + int(epoch)
+            sequences[chosen] = shuffled(places[chosen], self.num_sequences, key)
+        return self._micro_batches(sequences)
+
+    def validation(self, index: int) -> Iterator[MicroBatch]:
+        """Yield this rank's part of the `index`th global batch, in the order of the stream."""
+        return self._micro_batches(self._own_positions(index * self._train.global_batch))
+
+    def validation_tokens(self, index: int) -> int:
+        """Count the tokens of that global batch: the last one may be short."""
+        left = self.num_sequences - index * self._train.global_batch
+        return min(max(left, 0), self._train.global_batch) * self._train.seq_len
+
+    def _own_positions(self, first: int) -> NDArray[np.int64]:
+        begin = first + self._mesh.data_rank * self._rows
+        return np.arange(begin, begin + self._rows, dtype=np.int64)
+
+    def _micro_batches(self, sequences: NDArray[np.int64]) -> Iterator[MicroBatch]:
+        for start in range(0, len(sequences), self._train.micro_batch):
+            rows = torch.from_numpy(
+                np.stack([self._row(i) for i in sequences[start : start + self._train.micro_batch]])
+            ).to(self._mesh.device)
+            targets = rows[:, 1:].contiguous()
+            yield MicroBatch(tokens=rows[:, :-1].clamp(min=0).contiguous(), targets=targets)
+
+    def _row(self, sequence: int) -> NDArray[np.int64]:
+        seq_len = self._train.seq_len
+        if sequence >= self.num_sequences:
+            return np.full(seq_len + 1, IGNORED, dtype=np.int64)
+        return self._stream.read(int(sequence) * seq_len, seq_len + 1)
+
+
+def shuffled(places: NDArray[np.int64], length: int, key: int) -> NDArray[np.int64]:
+    """Map places of a shuffled order to the numbers 0 to length-1, without holding the order in memory.
+
+    A Feistel network permutes the smallest square power of two above `length`; results outside are sent through again
+    until they fall inside, which keeps it a permutation.
+    """
+    half = max(1, ((length - 1).bit_length() + 1) // 2)
+    mask = np.uint64((1 << half) - 1)
+    keys = np.random.Generator(np.random.PCG64(key)).integers(1 << 63, size=ROUNDS, dtype=np.uint64)
+    result = places.astype(np.uint64)
+    outside = np.ones(len(result), dtype=bool)
+    while outside.any():
+        left, right = result[outside] >> np.uint64(half), result[outside] & mask
+        for round_key in keys:
+            left, right = right, left ^ (mix(right + round_key) & mask)
+        result[outside] = (left << np.uint64(half)) | right
+        outside = result >= length
+    return result.astype(np.int64)
+
+
+def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Scramble 64 bits (the finisher of splitmix64)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

@@ -1,0 +1,131 @@
+"""The mesh: this rank's place among all ranks, and the process group of every parallel axis.
+
+The layout says which rank sits at which coordinates. torch sorts the ranks of every group, so a `DeviceMesh` over a
+permutation gathers in an order that contradicts its own coordinates. Therefore the permutation is applied one step
+earlier: a rank joins torch's world under its position in the layout, and the mesh over positions is in order. `RANK` keeps
+its meaning everywhere else: in logs, metrics, verdicts.
+
+Axes are put in the order of AXES whatever the layout's order was: transposing an array changes none of its groups, and
+torch wants data axes before `tp`.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from math import prod
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
+
+from parctl.recipes.spec import AXES
+from parctl.topology.layout import Layout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankMesh:
+    """`sizes` and `coordinates` name every axis of AXES: an absent axis has size 1 and coordinate 0."""
+
+    rank: int  # RANK, not torch's
+    device: torch.device
+    devices: DeviceMesh  # axes larger than 1, and `fsdp` when the model is wrapped though alone
+    sizes: Mapping[str, int]
+    coordinates: Mapping[str, int]
+
+    def axis(self, *names: str) -> DeviceMesh | None:
+        """Return the sub-mesh over those of `names` that exist, None when none of them does."""
+        present = tuple(name for name in names if name in (self.devices.mesh_dim_names or ()))
+        return self.devices[present] if present else None
+
+    @property
+    def data_size(self) -> int:
+        """How many ways the global batch is split."""
+        return self.sizes["dp"] * self.sizes["fsdp"]
+
+    @property
+    def data_rank(self) -> int:
+        return self.coordinates["dp"] * self.sizes["fsdp"] + self.coordinates["fsdp"]
+
+    @property
+    def num_equal_losses(self) -> int:
+        """How many ranks compute the same loss over the same tokens."""
+        return self.sizes["tp"]
+
+    def describe(self) -> str:
+        """Return the axes in words.
+
+        >>> mesh.describe()
+        'fsdp 2 x tp 2'
+        """
+        parts = [f"{name} {size}" for name, size in self.sizes.items() if size > 1]
+        return " x ".join(parts) or "one rank"
+
+
+def choose_device() -> torch.device:
+    """Return the accelerator of LOCAL_RANK (the launcher's mask decides which that is), else the CPU.
+
+    The launcher hides accelerators from CPU layouts through the mask.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def join_world(layout: Layout, device: torch.device, timeout: timedelta) -> None:
+    """Meet all ranks at MASTER_ADDR:MASTER_PORT, where RANK 0 listens, and become torch's rank `position`."""
+    rank = int(os.environ["RANK"])
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        layout.world_size,
+        is_master=rank == 0,
+        timeout=timeout,
+    )
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=layout.ranks.index(rank),
+        world_size=layout.world_size,
+        timeout=timeout,
+    )
+
+
+def build_mesh(layout: Layout, device: torch.device, *, wrap_alone: bool) -> RankMesh:
+    """Build the groups of every axis. All ranks call it at the same time, after `join_world`.
+
+    `wrap_alone` keeps an `fsdp` axis of size 1 when there is no data axis, so that mixed precision has its wrapper.
+    """
+    sizes = {name: layout.axes.get(name, 1) for name in AXES}
+    assert prod(sizes.values()) == layout.world_size, (sizes, layout.world_size)
+    given = list(layout.axes)
+    positions = torch.arange(layout.world_size).reshape(tuple(layout.axes.values()))
+    positions = positions.permute([given.index(name) for name in AXES if name in given])
+    names = [name for name in AXES if sizes[name] > 1]
+    if not names or (wrap_alone and not {"dp", "fsdp"} & set(names)):
+        names = [name for name in AXES if name in names or name == "fsdp"]
+    devices = DeviceMesh(
+        device.type,
+        positions.reshape([sizes[name] for name in names]),
+        mesh_dim_names=tuple(names),
+    )
+    rank = layout.ranks[dist.get_rank()]
+    own = layout.coordinates(rank)
+    return RankMesh(
+        rank=rank,
+        device=device,
+        devices=devices,
+        sizes=sizes,
+        coordinates={name: own.get(name, 0) for name in AXES},
+    )
+
+
+def set_timeout(mesh: RankMesh, timeout_s: float) -> None:
+    """Change how long a collective of any axis may take."""
+    timeout = timedelta(seconds=timeout_s)
+    for group in (dist.group.WORLD, *mesh.devices.get_all_groups()):
+        assert group is not None
+        _set_pg_timeout(timeout, group)

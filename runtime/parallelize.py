@@ -1,0 +1,69 @@
+"""Turn a plain model into this rank's part of the parallel one. The order of the steps is fixed:
+
+1. tensor (and sequence) parallelism, which decides what a rank computes;
+2. recomputation, around blocks that are already split;
+3. data parallelism, around blocks that already recompute;
+4. memory and first weights, only now that a rank knows which part is its own.
+
+The model is made on the meta device, so no rank ever holds more than its part.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from parctl.recipes.spec import ModelSpec, ParallelismSpec, TrainSpec
+from parctl.runtime import data_parallel, initialize, recompute, tensor_parallel
+from parctl.runtime.data import MicroBatch
+from parctl.runtime.loss import token_loss_sum
+from parctl.runtime.mesh import RankMesh
+from parctl.runtime.transformer import Transformer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParallelModel:
+    """`partial_over_tp` names the parameters whose gradients are to be summed over tp."""
+
+    module: Transformer
+    mesh: RankMesh
+    partial_over_tp: frozenset[str]
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return this rank's parameters by canonical name, each once."""
+        return {
+            recompute.canonical_name(name): parameter
+            for name, parameter in self.module.named_parameters()
+        }
+
+    def loss_sum(self, batch: MicroBatch) -> Tensor:
+        """Run the forward pass. Returns the sum of this rank's token losses."""
+        logits = self.module(batch.tokens)
+        return token_loss_sum(logits, batch.targets, self.mesh, self.module.model.vocab_size)
+
+    def finish_gradients(self) -> None:
+        """Add up what the backward passes left apart."""
+        tp = self.mesh.axis("tp")
+        if tp is not None:
+            parameters = self.parameters()
+            names = sorted(self.partial_over_tp)
+            tensor_parallel.sum_gradients([parameters[name] for name in names], tp)
+
+
+def parallelize(
+    model: ModelSpec, parallelism: ParallelismSpec, train: TrainSpec, mesh: RankMesh
+) -> ParallelModel:
+    """Build this rank's part of the model, with its first weights."""
+    dtype = torch.float64 if train.precision == "fp64" else torch.float32
+    with torch.device("meta"):
+        module = Transformer(model).to(dtype)
+    partial: frozenset[str] = frozenset()
+    tp = mesh.axis("tp")
+    if tp is not None:
+        partial = tensor_parallel.apply(module, tp, sequence_parallel=parallelism.sp)
+    recompute.apply(module, train.recompute)
+    data_parallel.apply(module, mesh, precision=train.precision, zero_stage=parallelism.zero_stage)
+    module.to_empty(device=mesh.device)
+    result = ParallelModel(module=module, mesh=mesh, partial_over_tp=partial)
+    initialize.fill(result.parameters(), num_layers=model.num_layers, seed=train.seed)
+    return result

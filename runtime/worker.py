@@ -1,0 +1,113 @@
+"""One rank, from its environment to its exit code. `run_rank` is what every back end starts.
+
+Exit codes: 0 finished, 143 saved on SIGTERM and left, 75 the fault was another rank's or the network's and a retry may
+help, 1 otherwise. A failure also writes torchelastic's error file, from which the launcher makes its verdict.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from parctl.errors import ParctlError
+from parctl.planner.plan import Plan, plan_from_json
+from parctl.runtime.checkpoint import refuse_private_directory
+from parctl.runtime.mesh import build_mesh, choose_device, join_world
+from parctl.runtime.trainer import Outcome, prepare, train
+
+FINISHED, FAILED, RETRY, LEFT = 0, 1, 75, 143
+START_TIMEOUT = timedelta(
+    minutes=30
+)  # first collectives wait for slow nodes, compilers and file systems
+PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "gloo/transport", "NCCL")
+
+
+class TermSignal:
+    """Remembers SIGTERM. The loop asks after every step, so that all ranks leave at the same one."""
+
+    def __init__(self) -> None:
+        self._received = False
+        signal.signal(signal.SIGTERM, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received = True
+
+    def __call__(self) -> bool:
+        return self._received
+
+
+def run_rank(plan_path: Path, run_dir: Path) -> int:
+    """Run the rank that the environment describes. Returns its exit code; never raises."""
+    stop = TermSignal()
+    try:
+        plan = plan_from_json(json.loads(plan_path.read_text()))
+        outcome = run_plan(plan, run_dir, stop)
+    except Exception as error:
+        report_failure(error)
+        return RETRY if is_foreign(error) else FAILED
+    return LEFT if outcome is Outcome.STOPPED else FINISHED
+
+
+def run_plan(plan: Plan, run_dir: Path, stop: TermSignal) -> Outcome:
+    """Join the other ranks, train, and leave in order."""
+    assert plan.recipe.train and plan.recipe.checkpoint
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    device = choose_device()
+    join_world(plan.layout, device, START_TIMEOUT)
+    mesh = build_mesh(plan.layout, device, wrap_alone=plan.recipe.train.precision == "bf16")
+    directory = plan.recipe.checkpoint.dir
+    refuse_private_directory(Path(directory) if directory else run_dir / "checkpoints", plan.layout)
+    training = prepare(
+        plan,
+        mesh,
+        run_dir,
+        run=os.environ["PARCTL_RUN_ID"],
+        attempt=int(os.environ["PARCTL_ATTEMPT"]),
+        leader=os.environ["LOCAL_RANK"] == "0",
+    )
+    training.reporter.say(f"training {plan.recipe.name} on {mesh.describe()}, device {device.type}")
+    outcome = train(training, stop=stop)
+    training.reporter.close()
+    dist.barrier()
+    dist.destroy_process_group()
+    return outcome
+
+
+def is_foreign(error: Exception) -> bool:
+    """Whether the error only says that another rank or the network is gone."""
+    if isinstance(error, ParctlError):
+        return False
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(mark in str(error) for mark in PEER_LOST)
+    )
+
+
+def report_failure(error: Exception) -> None:
+    """Print the failure, and write it where torchelastic's programs write theirs."""
+    if isinstance(error, ParctlError):
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    sys.stderr.flush()
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not path:
+        return
+    message = {
+        "message": f"{type(error).__name__}: {error}",
+        "extraInfo": {
+            "py_callstack": "".join(traceback.format_exception(error)),
+            "timestamp": str(int(time.time())),
+        },
+    }
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps({"message": message}))

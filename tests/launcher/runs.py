@@ -1,0 +1,90 @@
+"""Launching hand-made plans in tests, and looking at what is left of them."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from parctl.launcher.backend import RunStatus, State
+from parctl.launcher.local import LocalBackend
+from parctl.launcher.processes import Process, processes_of_run
+from parctl.launcher.run_directory import RunDirectory, runs_root
+from parctl.launcher.waiting import wait_for
+from parctl.planner.plan import Plan
+
+BACKEND = LocalBackend()
+
+
+def python(*lines: str) -> list[str]:
+    """A command that runs these lines of Python; without site packages it starts fast."""
+    return [sys.executable, "-S", "-c", "\n".join(lines)]
+
+
+def launch(plan: Plan, run_id: str = "probe-1") -> str:
+    BACKEND.submit(BACKEND.render(plan, run_id))
+    return run_id
+
+
+def run(plan: Plan, run_id: str = "probe-1") -> RunStatus:
+    launch(plan, run_id)
+    return wait_for(BACKEND, run_id, timeout_s=30)
+
+
+def log(rank: int | None, run_id: str = "probe-1", tail: int | None = None) -> list[str]:
+    lines = BACKEND.logs(run_id, rank=rank, since=None, tail=tail, follow=False)
+    return [line.text for line in lines]
+
+
+def directory(run_id: str = "probe-1") -> RunDirectory:
+    return RunDirectory(runs_root() / run_id)
+
+
+def left(run_id: str = "probe-1") -> list[Process]:
+    """The processes of a run that live."""
+    return processes_of_run(run_id, directory(run_id).path)
+
+
+def until(true: Callable[[], object], *, seconds: float = 10.0) -> None:
+    """Wait until `true()` is, or fail."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not come to be"
+        time.sleep(0.01)
+
+
+def running(run_id: str = "probe-1") -> RunStatus:
+    """Wait until every rank has printed something, so that it is past its first line."""
+    until(lambda: BACKEND.status(run_id).state is State.RUNNING)
+    status = BACKEND.status(run_id)
+    until(lambda: all(log(rank.rank, run_id) for rank in status.ranks))
+    return BACKEND.status(run_id)
+
+
+def command_lines() -> list[bytes]:
+    """What `ps` would show of every process of this machine."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                found.append((entry / "cmdline").read_bytes())
+            except OSError:
+                continue
+    return found
+
+
+def pid_of(role: str, run_id: str = "probe-1") -> int:
+    """The pid of the supervisor, or of a process that belongs to it by its name in `ps`."""
+    owner = directory(run_id).read().owner.pid
+    if role == "supervisor":
+        return owner
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and entry.name != str(os.getpid()):
+            try:
+                stat = (entry / "stat").read_text()
+            except OSError:
+                continue
+            name, parent = stat.split("(", 1)[1].rsplit(")", 1)
+            if name == role and int(parent.split()[1]) == owner:
+                return int(entry.name)
+    raise AssertionError(f"no {role} of {run_id}")

@@ -1,0 +1,138 @@
+"""The bundled runtime through the fork server: torch imported once, ranks killed, run resumed."""
+
+import json
+import os
+import re
+import signal
+import socket
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from tests.launcher.runs import BACKEND, directory, launch, left, log, pid_of, run, until
+
+from parctl.launcher.backend import State
+from parctl.launcher.launch import plan_here
+from parctl.launcher.waiting import wait_for
+from parctl.planner.plan import Plan
+
+STEPS = 12
+
+
+def training(*overrides: str) -> Plan:
+    """Four ranks, TP2+SP+FSDP2, that save at every second step."""
+    small = (
+        f"train.steps={STEPS}",
+        "train.seq_len=32",
+        "train.global_batch=4",
+        "train.micro_batch=2",
+        "train.optimizer.warmup_steps=2",
+        "train.log_every=1",
+        "train.validate_every=0",
+        "checkpoint.every=2",
+    )
+    return plan_here("tiny-llama", overrides=[*small, *overrides], num_devices=4, backend="local")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> float:
+    """The last loss of a run that nobody disturbs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("undisturbed")))
+        status = run(training(), "calm")
+        assert status.state is State.SUCCEEDED, log(0, "calm")
+        rows = BACKEND.metrics("calm")
+        assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+        return float(rows[-1]["loss"])
+
+
+def reaches(step: int) -> bool:
+    return (BACKEND.status("probe-1").step or 0) >= step
+
+
+def test_a_killed_rank_is_retried_and_the_run_ends_with_the_same_loss(undisturbed: float) -> None:
+    launch(training("launch.retries=1"))
+    until(lambda: reaches(5), seconds=60)
+    first = BACKEND.status("probe-1").ranks
+    server = pid_of("parctl-fork")
+    os.kill(first[2].pid or 0, signal.SIGKILL)
+    until(lambda: BACKEND.status("probe-1").restarts == 1, seconds=20)
+    assert pid_of("parctl-fork") == server  # torch is not imported again
+    status = wait_for(BACKEND, "probe-1", timeout_s=60)
+
+    assert (status.state, status.restarts) == (State.SUCCEEDED, 1)
+    rows = BACKEND.metrics("probe-1")
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert rows[-1]["attempt"] == 2
+    assert rows[3]["attempt"] == 1  # it went on from a checkpoint, not from the beginning
+    assert rows[-1]["loss"] == undisturbed
+    event = json.loads(directory().events.read_text().splitlines()[1])
+    assert re.fullmatch(
+        r"rank 2 \(node .+, fsdp 1, tp 0\) was killed by SIGKILL after .+; "
+        r"its groups: fsdp \[0, 2\], tp \[2, 3\]",
+        event["sentence"],
+    )
+    assert left() == []
+
+
+def test_cancel_saves_a_checkpoint_within_5_s() -> None:
+    launch(training("train.steps=2000", "checkpoint.every=0"))
+    until(lambda: reaches(3), seconds=60)
+    BACKEND.cancel("probe-1")
+
+    status = BACKEND.status("probe-1")
+    assert status.state is State.CANCELLED
+    assert [rank.state for rank in status.ranks] == ["exited 143"] * 4
+    assert len(list(directory().path.glob("checkpoints/step-*/COMPLETE"))) == 1
+    assert left() == []
+
+
+def test_the_fork_server_has_one_thread_and_its_death_hurts_no_rank() -> None:
+    launch(training())
+    until(lambda: reaches(1), seconds=60)
+    server = pid_of("parctl-fork")
+    assert os.listdir(f"/proc/{server}/task") == [str(server)]
+    owner = directory().read().owner.pid
+    for rank in BACKEND.status("probe-1").ranks:
+        stat = Path(f"/proc/{rank.pid}/stat").read_text()
+        name, parent = stat.split("(", 1)[1].rsplit(")", 1)
+        assert (name, int(parent.split()[1])) == (f"parctl-rank-{rank.rank}", owner)
+    os.kill(server, signal.SIGKILL)
+
+    assert wait_for(BACKEND, "probe-1", timeout_s=60).state is State.SUCCEEDED
+
+
+def test_a_fork_server_that_cannot_import_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('libcudart.so.13 is gone')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    status = run(training())
+
+    assert status.state is State.FAILED
+    assert status.verdict is not None
+    assert status.verdict.sentence == (
+        "the ranks could not be started: ImportError: libcudart.so.13 is gone"
+    )
+
+
+def test_nobody_else_gets_the_kept_port_and_the_store_of_torch_does() -> None:
+    from torch.distributed import TCPStore
+
+    with socket.socket() as kept:
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("127.0.0.1", 0))
+        port = kept.getsockname()[1]
+        for round_ in range(40_000):  # more than there are ports to choose from
+            with socket.socket() as other:
+                if round_ % 2:
+                    other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                other.bind(("127.0.0.1" if round_ % 3 else "", 0))
+                assert other.getsockname()[1] != port
+        timeout = timedelta(seconds=10)
+        store = TCPStore("127.0.0.1", port, 2, True, timeout, wait_for_workers=False)
+        client = TCPStore("127.0.0.1", port, 2, False, timeout)
+        store.set("key", "value")
+        assert store.libuvBackend
+        assert client.get("key") == b"value"

@@ -1,0 +1,84 @@
+"""The gate before a launch."""
+
+from dataclasses import replace
+
+import pytest
+
+from parctl.errors import DoesNotFitError
+from parctl.planner.fit import refuse_misfit, smallest_change
+from parctl.planner.make import make_plan
+from parctl.planner.plan import Plan
+from parctl.recipes.loader import load_recipe
+from parctl.topology.synthetic import parse_cluster
+
+
+def plan(line: str, cluster: str, *overrides: str) -> Plan:
+    return make_plan(load_recipe(line, overrides), parse_cluster(cluster))
+
+
+def test_what_fits_passes() -> None:
+    refuse_misfit(plan("llama-3-8b: FSDP", "h100:1x8"))
+
+
+def test_a_misfit_is_refused_with_the_change_that_fits() -> None:
+    with pytest.raises(DoesNotFitError) as caught:
+        refuse_misfit(plan("llama-3-8b: DP", "h100:1x8"))
+    assert caught.value.exit_code == 3
+    assert caught.value.message.startswith(
+        "llama-3-8b does not fit: a rank of pipeline stage 0 needs 184 GB, a device has 77.0 GB"
+    )
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("`--set parallelism=FSDP8` fits")
+
+
+@pytest.mark.parametrize(
+    ("line", "cluster", "overrides", "options"),
+    [
+        # activations alone are too much: only speed is lost
+        ("llama-3-8b: FSDP8", "h100:1x8", ["train.micro_batch=4"], ("train.recompute=full",)),
+        (
+            "llama-3-8b: FSDP8",
+            "h100:1x8",
+            ["train.micro_batch=4", "train.recompute=full"],
+            ("train.micro_batch=2",),
+        ),
+        # the state is too much
+        ("llama-3-8b: DP8", "h100:1x8", [], ("parallelism=FSDP8",)),
+        # both
+        (
+            "llama-3-8b: DP8",
+            "h100:1x8",
+            ["train.micro_batch=4"],
+            ("train.recompute=full", "parallelism=FSDP8"),
+        ),
+    ],
+)
+def test_the_mildest_change_is_named(
+    line: str, cluster: str, overrides: list[str], options: tuple[str, ...]
+) -> None:
+    change = smallest_change(plan(line, cluster, *overrides))
+    assert change is not None
+    assert change.options == options
+
+
+@pytest.mark.parametrize(
+    ("line", "cluster"),
+    [
+        ("llama-3-8b: DP", "h100:1x8"),
+        ("llama-3-70b: HSDP", "h100:16x8"),
+        ("llama-3.1-405b: TP8+SP+FSDP", "h100:64x8"),
+    ],
+)
+def test_the_named_change_really_fits(line: str, cluster: str) -> None:
+    change = smallest_change(plan(line, cluster))
+    assert change is not None
+    assert plan(line, cluster, *change.options).memory["fits"] is True
+
+
+def test_no_change_is_named_when_none_helps() -> None:
+    assert smallest_change(plan("llama-3-70b: DP", "h100:1x1", "train.global_batch=1")) is None
+
+
+def test_unknown_memory_passes() -> None:
+    made = plan("llama-3-8b: DP", "h100:1x8")
+    refuse_misfit(replace(made, memory={**made.memory, "fits": None}))

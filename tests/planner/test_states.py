@@ -1,0 +1,66 @@
+"""The closed forms of ZeRO, by hand and against its paper."""
+
+import pytest
+
+from parctl.planner.degrees import Degrees
+from parctl.planner.shards import Shard
+from parctl.planner.states import REGIMES, Regime, gathered_bytes, state_bytes
+
+THOUSAND = Shard(dense=1000, experts=0)
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "weights", "gradients", "optimizer"),
+    [(0, 4000, 4000, 8000), (1, 4000, 4000, 2000), (2, 4000, 1000, 2000), (3, 1000, 1000, 2000)],
+)
+def test_1000_parameters_over_4_ranks(
+    zero_stage: int, weights: int, gradients: int, optimizer: int
+) -> None:
+    state = state_bytes(THOUSAND, REGIMES["bf16"], zero_stage, Degrees(fsdp=4))
+    assert (state.weights, state.gradients, state.optimizer) == (weights, gradients, optimizer)
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "gigabytes"), [(0, 120), (1, 31.40625), (2, 16.640625), (3, 1.875)]
+)
+def test_figure_1_of_the_zero_paper(zero_stage: int, gigabytes: float) -> None:
+    # 1910.02054: 7.5 billion parameters, 64 ranks, 2 + 2 + 12 bytes: 120, 31.4, 16.6, 1.9 GB
+    regime = Regime(weight=2, gradient=2, optimizer=12, compute=2)
+    shard = Shard(dense=7_500_000_000, experts=0)
+    state = state_bytes(shard, regime, zero_stage, Degrees(fsdp=64))
+    assert state.total == gigabytes * 1e9
+
+
+def test_replicas_do_not_share_and_context_ranks_do() -> None:
+    regime = REGIMES["fp32"]
+    assert state_bytes(THOUSAND, regime, 3, Degrees(dp=2, fsdp=4)).weights == 1000
+    assert state_bytes(THOUSAND, regime, 3, Degrees(fsdp=4, cp=2)).weights == 500
+
+
+def test_experts_are_shared_by_what_ep_leaves() -> None:
+    shard = Shard(dense=100, experts=800)
+    state = state_bytes(shard, REGIMES["fp32"], 3, Degrees(fsdp=8, ep=4))
+    assert state.weights == 4 * (13 + 400)  # 100 / 8 rounded up, 800 / (8 / 4)
+
+
+def test_fp64_doubles_everything() -> None:
+    assert state_bytes(THOUSAND, REGIMES["fp64"], 0, Degrees()).total == 32_000
+    assert state_bytes(THOUSAND, REGIMES["fp32"], 0, Degrees()).total == 16_000
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "degrees", "expected"),
+    [
+        (3, Degrees(fsdp=4), 100 * (2 * 2 + 2 + 4)),  # two layers gathered, one gradient
+        (2, Degrees(fsdp=4), 1000 * 2 + 100 * (2 + 4)),
+        (0, Degrees(dp=4), 1000 * 2),  # DDP's copy in bf16
+        (0, Degrees(tp=4), 1000 * 2),
+    ],
+)
+def test_gathered_copies_by_hand(zero_stage: int, degrees: Degrees, expected: int) -> None:
+    unit = Shard(dense=100, experts=0)
+    assert gathered_bytes(THOUSAND, unit, REGIMES["bf16"], zero_stage, degrees) == expected
+
+
+def test_tensor_parallelism_alone_in_fp32_copies_nothing() -> None:
+    assert gathered_bytes(THOUSAND, THOUSAND, REGIMES["fp32"], 0, Degrees(tp=4)) == 0

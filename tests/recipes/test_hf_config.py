@@ -1,0 +1,79 @@
+"""Hugging Face configurations of the supported families, by the numbers of their checkpoints."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parctl.recipes.hf_config import read_hf_config
+from parctl.recipes.models import complete_model
+from parctl.recipes.parameters import num_parameters
+
+CONFIGS: dict[str, tuple[int, dict[str, Any]]] = {
+    "llama-3.1-8b": (8_030_261_248, {
+        "model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336,
+        "vocab_size": 128256, "max_position_embeddings": 131072, "rope_theta": 500000.0,
+        "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                         "high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
+        "tie_word_embeddings": False,
+    }),
+    "gpt2": (124_439_808, {
+        "model_type": "gpt2", "n_layer": 12, "n_embd": 768, "n_head": 12, "n_positions": 1024,
+        "vocab_size": 50257, "layer_norm_epsilon": 1e-5,
+    }),
+    "mixtral-8x7b": (46_702_792_704, {
+        "model_type": "mixtral", "num_hidden_layers": 32, "hidden_size": 4096,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336,
+        "vocab_size": 32000, "max_position_embeddings": 32768, "rope_theta": 1e6,
+        "num_local_experts": 8, "num_experts_per_tok": 2,
+    }),
+    "qwen2.5-7b": (7_615_616_512, {
+        "model_type": "qwen2", "num_hidden_layers": 28, "hidden_size": 3584,
+        "num_attention_heads": 28, "num_key_value_heads": 4, "intermediate_size": 18944,
+        "vocab_size": 152064, "max_position_embeddings": 131072, "rope_theta": 1e6,
+    }),
+    "qwen3-30b-a3b": (30_532_122_624, {
+        "model_type": "qwen3_moe", "num_hidden_layers": 48, "hidden_size": 2048, "head_dim": 128,
+        "num_attention_heads": 32, "num_key_value_heads": 4, "intermediate_size": 6144,
+        "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8,
+        "vocab_size": 151936, "max_position_embeddings": 40960,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_gives_the_parameters_of_its_checkpoint(name: str, tmp_path: Path) -> None:
+    parameters, config = CONFIGS[name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    values, faults = read_hf_config(tmp_path)
+    assert not faults
+    model, faults = complete_model(values, name)
+    assert model is not None, faults
+    assert num_parameters(model) == parameters
+
+
+def test_rope_settings_are_taken_from_old_and_new_files(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(CONFIGS["llama-3.1-8b"][1]))
+    values, _ = read_hf_config(tmp_path)
+    assert values["rope_scaling"] == {
+        "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_seq_len": 8192,
+    }  # fmt: skip
+    config.write_text(json.dumps(CONFIGS["qwen3-30b-a3b"][1]))
+    values, _ = read_hf_config(tmp_path)
+    assert (values["rope_theta"], values["qk_norm"], values.get("rope_scaling")) == (
+        1e6,
+        True,
+        None,
+    )
+
+
+def test_a_wrong_type_inside_is_refused(tmp_path: Path) -> None:
+    config = {**CONFIGS["gpt2"][1], "n_layer": "12"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    _, (fault,) = read_hf_config(tmp_path)
+    assert "num_layers" in fault.message

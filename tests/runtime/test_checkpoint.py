@@ -1,0 +1,155 @@
+"""Checkpoints survive being killed, and continue the same curve on any layout."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.runtime.harness import read_logs, read_metrics, run_plan, train_to_end
+from tests.runtime.plans import GPT, LLAMA, plan
+
+SIX = {"steps": 6}
+
+
+def curve(metrics: list[dict[str, Any]]) -> dict[int, tuple[float, float]]:
+    """Last record of every step."""
+    return {record["step"]: (record["loss"], record["grad_norm"]) for record in metrics}
+
+
+def give(source: Path, step: int, target: Path) -> None:
+    """Put the checkpoint of `step` where the run in `target` looks for it."""
+    name = f"checkpoints/step-{step:08d}"
+    shutil.copytree(source / name, target / name)
+
+
+def names(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+
+
+def test_resuming_on_the_same_layout_repeats_every_bit(text: Path, tmp_path: Path) -> None:
+    """Dropout included: its masks follow from seed, step and rank."""
+    made = plan(
+        text,
+        {"fsdp": 2, "tp": 2},
+        sp=True,
+        model=replace(GPT, dropout=0.1),
+        train={**SIX, "precision": "fp32"},
+        checkpoint={"every": 3},
+    )
+    undisturbed = curve(train_to_end(made, tmp_path / "undisturbed"))
+    give(tmp_path / "undisturbed", 3, tmp_path / "resumed")
+    resumed = curve(train_to_end(made, tmp_path / "resumed"))
+    assert sorted(resumed) == [4, 5, 6]
+    assert all(resumed[step] == undisturbed[step] for step in resumed)
+
+
+def test_three_layouts_in_turn_continue_one_curve(text: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"train": SIX, "checkpoint": {"every": 2}}
+    expected = curve(train_to_end(plan(text, {}, train=SIX), tmp_path / "one"))
+    layouts = [
+        ({"fsdp": 2}, False, [1, 2, 3, 4, 5, 6]),
+        ({"fsdp": 2, "tp": 2}, True, [3, 4, 5, 6]),
+        ({"dp": 2}, False, [5, 6]),
+    ]
+    for index, (axes, sp, steps) in enumerate(layouts):
+        run_dir = tmp_path / str(index)
+        if index:
+            give(tmp_path / str(index - 1), 2 * index, run_dir)
+        got = curve(train_to_end(plan(text, axes, sp=sp, **options), run_dir))
+        assert sorted(got) == steps
+        for step in steps:
+            assert got[step] == pytest.approx(expected[step], rel=1e-10), (axes, step)
+
+
+def test_a_checkpoint_says_where_training_stands(text: Path, tmp_path: Path) -> None:
+    made = plan(text, {"dp": 2}, train={"steps": 3}, checkpoint={"at_end": True})
+    train_to_end(made, tmp_path)
+    directory = tmp_path / "checkpoints" / "step-00000003"
+    content = json.loads((directory / "parctl.json").read_text())
+    assert content["plan_hash"] == made.hash
+    assert (content["step"], content["tokens"], content["cursor"]) == (3, 3 * 8 * 16, 24)
+    assert (directory / "COMPLETE").exists()
+
+
+def test_tensors_have_the_plain_names(text: Path, tmp_path: Path) -> None:
+    from torch.distributed.checkpoint import FileSystemReader
+
+    made = plan(
+        text,
+        {"fsdp": 2, "tp": 2},
+        train={"steps": 1, "recompute": "full"},
+        checkpoint={"at_end": True},
+    )
+    train_to_end(made, tmp_path)
+    stored = FileSystemReader(tmp_path / "checkpoints" / "step-00000001").read_metadata()
+    saved = stored.state_dict_metadata
+    assert tuple(saved["model.blocks.1.feed_forward.w_down.weight"].size) == (32, 48)
+    assert "optimizer.exp_avg.model.embedding.weight" not in saved
+    assert tuple(saved["optimizer.exp_avg.embedding.weight"].size) == (256, 32)
+    assert not [name for name in saved if "wrapped" in name]
+
+
+def test_only_the_newest_are_kept(text: Path, tmp_path: Path) -> None:
+    made = plan(text, {}, train={"steps": 5}, checkpoint={"every": 1, "keep": 2})
+    train_to_end(made, tmp_path)
+    assert names(tmp_path) == ["step-00000004", "step-00000005"]
+
+
+def test_killed_in_the_middle_of_a_save_the_one_before_is_found(text: Path, tmp_path: Path) -> None:
+    made = plan(text, {"fsdp": 2}, train={"steps": 1000}, checkpoint={"every": 2})
+    checkpoints = tmp_path / "checkpoints"
+
+    def kill_during_third_save(pids: list[int]) -> None:
+        while not (checkpoints / ".saving-step-00000006").exists():
+            time.sleep(0.0005)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
+    assert run_plan(made, tmp_path, while_running=kill_during_third_save) == [-9, -9]
+    assert names(tmp_path) == [".saving-step-00000006", "step-00000002", "step-00000004"]
+    before = len(read_metrics(tmp_path))
+    short = plan(text, {"fsdp": 2}, train={"steps": 7}, checkpoint={"every": 2})
+    train_to_end(short, tmp_path)
+    assert read_metrics(tmp_path)[before]["step"] == 5
+    assert "skipping .saving-step-00000006: its save did not complete" in read_logs(tmp_path)
+    assert names(tmp_path) == ["step-00000002", "step-00000004", "step-00000006"]
+
+
+def test_a_checkpoint_without_its_mark_is_skipped(text: Path, tmp_path: Path) -> None:
+    made = plan(text, {}, train={"steps": 4}, checkpoint={"every": 2})
+    train_to_end(made, tmp_path)
+    (tmp_path / "checkpoints" / "step-00000004" / "COMPLETE").unlink()
+    train_to_end(made, tmp_path)
+    assert "resuming from step-00000002" in read_logs(tmp_path)
+    assert (tmp_path / "checkpoints" / "step-00000004" / "COMPLETE").exists()
+
+
+def test_a_finished_run_started_again_makes_no_step(text: Path, tmp_path: Path) -> None:
+    made = plan(text, {}, train={"steps": 2}, checkpoint={"at_end": True})
+    train_to_end(made, tmp_path)
+    train_to_end(made, tmp_path)
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2]
+
+
+def refusal(made: Any, run_dir: Path, **environment: str) -> str:
+    assert run_plan(made, run_dir, environment=environment) == [1]
+    return read_logs(run_dir)
+
+
+def test_what_a_checkpoint_does_not_fit_is_refused(text: Path, tmp_path: Path) -> None:
+    shared = {"dir": str(tmp_path / "shared"), "at_end": True, "resume": False}
+    train_to_end(plan(text, {}, train={"steps": 1}, checkpoint=shared), tmp_path / "first")
+    other_run = plan(text, {}, train={"steps": 2}, checkpoint=shared)
+    log = refusal(other_run, tmp_path / "a", PARCTL_RUN_ID="other-111111")
+    assert "already holds step-00000001 of another run" in log
+    wide = replace(LLAMA, dim=64)
+    other_model = plan(text, {}, model=wide, train={"steps": 2}, checkpoint=shared)
+    assert "dim is 32 there and 64 in the recipe" in refusal(other_model, tmp_path / "b")
+    other_batch = plan(text, {}, train={"steps": 2, "global_batch": 4}, checkpoint=shared)
+    assert "another train.seq_len or train.global_batch" in refusal(other_batch, tmp_path / "c")

@@ -1,0 +1,216 @@
+"""Which devices of a node are joined each with each: the sets that tensor parallelism may use.
+
+Connected is not fully meshed. On a DGX-1V every V100 reaches every other over NVLink, but GPU 0 has
+no link of its own to GPU 5, so a group of eight would talk over PCIe; the full meshes are {0-3} and
+{4-7}::
+
+    0 --- 1     5 --- 4        inside a quad every pair has a link;
+    | \\ / |     | \\ / |        0-4, 1-5, 2-6 and 3-7 join the quads
+    | / \\ |     | / \\ |
+    3 --- 2     6 --- 7
+
+Sets are bit masks inside this module. Nodes are small: up to `MAX_EXACT` devices every answer is
+exact, above that (a CPU node with hundreds of slots) exact for disjoint meshes and greedy for
+anything stranger.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
+
+from parctl.topology.links import link_count
+
+MAX_EXACT = 16
+
+Matrix = Sequence[Sequence[str]]
+
+
+def connected_groups(matrix: Matrix) -> tuple[tuple[int, ...], ...]:
+    """Sets of devices connected over NVLink or xGMI, by first member, lone ones included."""
+    return tuple(_members(mask) for mask in _components(_neighbours(matrix, _linked)))
+
+
+def full_mesh_cliques(matrix: Matrix) -> tuple[tuple[tuple[int, ...], int], ...]:
+    """Cover the devices by disjoint full meshes, largest first, each with its smallest link count.
+
+    Of two sets of one size the better linked is taken, then the one with lower members. Devices
+    without any link are in none.
+
+    >>> full_mesh_cliques([["X", "NV2", "SYS"], ["NV2", "X", "SYS"], ["SYS", "SYS", "X"]])
+    (((0, 1), 2),)
+    """
+    neighbours = _neighbours(matrix, _linked)
+    rest = sum(1 << i for i in range(len(matrix)) if neighbours[i])
+    found: list[tuple[tuple[int, ...], int]] = []
+    while rest:
+        candidates = [_members(mask) for mask in _maximal_cliques(neighbours, rest)]
+        size, least = max((len(members), worst_count(matrix, members)) for members in candidates)
+        if size < 2:
+            break
+        best = min(m for m in candidates if (len(m), worst_count(matrix, m)) == (size, least))
+        found.append((best, least))
+        rest &= ~sum(1 << i for i in best)
+    return tuple(sorted(found))
+
+
+def worst_count(matrix: Matrix, members: Sequence[int]) -> int:
+    """The smallest link count between two members; 0 for a lone one."""
+    return min((link_count(matrix[i][j]) for i, j in combinations(members, 2)), default=0)
+
+
+def pack_meshes(
+    matrix: Matrix,
+    size: int,
+    joined: Callable[[str], bool],
+    usable: Sequence[int],
+) -> tuple[tuple[int, ...], ...]:
+    """As many disjoint full meshes of `size` devices as there can be, linked as well as can be.
+
+    `joined` says which codes count as a link, `usable` which devices may be taken.
+    """
+    if size == 1:
+        return tuple((i,) for i in usable)
+    neighbours = _neighbours(matrix, joined)
+    allowed = sum(1 << i for i in usable)
+    neighbours = [mask & allowed if allowed >> i & 1 else 0 for i, mask in enumerate(neighbours)]
+    counts = sorted({link_count(matrix[i][j]) for i, j in combinations(usable, 2)}, reverse=True)
+    most = _pack(neighbours, allowed, size)
+    for least in counts[:-1]:
+        # a packing of the better links alone, if it loses no group
+        strong = [
+            sum(
+                1 << j
+                for j in _members(mask)
+                if link_count(matrix[i][j]) >= least and link_count(matrix[j][i]) >= least
+            )
+            for i, mask in enumerate(neighbours)
+        ]
+        better = _pack(strong, allowed, size)
+        if len(better) == len(most):
+            return better
+    return most
+
+
+def largest_mesh(matrix: Matrix, joined: Callable[[str], bool], usable: Sequence[int]) -> int:
+    """Size of the largest full mesh among the usable devices."""
+    neighbours = _neighbours(matrix, joined)
+    allowed = sum(1 << i for i in usable)
+    return max((mask.bit_count() for mask in _maximal_cliques(neighbours, allowed)), default=0)
+
+
+def _linked(code: str) -> bool:
+    return link_count(code) > 0
+
+
+def _neighbours(matrix: Matrix, joined: Callable[[str], bool]) -> list[int]:
+    """Bit mask of the devices joined with each device; a link must be seen from both ends."""
+    size = range(len(matrix))
+    known = {code: joined(code) for row in matrix for code in row}
+    return [
+        sum(1 << j for j in size if i != j and known[matrix[i][j]] and known[matrix[j][i]])
+        for i in size
+    ]
+
+
+def _members(mask: int) -> tuple[int, ...]:
+    return tuple(i for i in range(mask.bit_length()) if mask >> i & 1)
+
+
+def _components(neighbours: Sequence[int]) -> Iterator[int]:
+    rest = (1 << len(neighbours)) - 1
+    while rest:
+        group, frontier = 0, rest & -rest
+        while frontier:
+            group |= frontier
+            reached = 0
+            for i in _members(frontier):
+                reached |= neighbours[i]
+            frontier = reached & rest & ~group
+        yield group
+        rest &= ~group
+
+
+def _maximal_cliques(neighbours: Sequence[int], allowed: int) -> Iterator[int]:
+    """Bron-Kerbosch with pivots (Tomita, Tanaka, Takahashi 2006)."""
+
+    def grow(clique: int, candidates: int, done: int) -> Iterator[int]:
+        if not candidates | done:
+            yield clique
+            return
+        pivot = max(
+            _members(candidates | done), key=lambda i: (neighbours[i] & candidates).bit_count()
+        )
+        for i in _members(candidates & ~neighbours[pivot]):
+            yield from grow(clique | 1 << i, candidates & neighbours[i], done & neighbours[i])
+            candidates &= ~(1 << i)
+            done |= 1 << i
+
+    if allowed:
+        yield from grow(0, allowed, 0)
+
+
+def _pack(neighbours: Sequence[int], allowed: int, size: int) -> tuple[tuple[int, ...], ...]:
+    """Most disjoint cliques of `size`, component by component."""
+    groups: list[tuple[int, ...]] = []
+    for component in _components(neighbours):
+        component &= allowed
+        members = _members(component)
+        if len(members) < size:
+            continue
+        if all(neighbours[i] & component == component & ~(1 << i) for i in members):
+            groups += [members[i : i + size] for i in range(0, len(members) - size + 1, size)]
+        elif len(members) <= MAX_EXACT:
+            groups += _pack_exact(neighbours, component, size)
+        else:
+            groups += _pack_greedy(neighbours, component, size)
+    return tuple(sorted(groups))
+
+
+def _pack_exact(neighbours: Sequence[int], component: int, size: int) -> list[tuple[int, ...]]:
+    """Search over what is left, lowest device first: it joins one of its cliques or stays out."""
+    best_of: dict[int, tuple[int, ...]] = {}
+
+    def cliques_with(lowest: int, rest: int) -> Iterator[int]:
+        for others in combinations(_members(neighbours[lowest] & rest), size - 1):
+            mask = sum(1 << i for i in others)
+            if all(neighbours[i] & mask == mask & ~(1 << i) for i in others):
+                yield mask | 1 << lowest
+
+    def search(rest: int) -> tuple[int, ...]:
+        bound = rest.bit_count() // size
+        if bound == 0:
+            return ()
+        if rest in best_of:
+            return best_of[rest]
+        lowest = (rest & -rest).bit_length() - 1
+        best: tuple[int, ...] = ()
+        for clique in cliques_with(lowest, rest & ~(1 << lowest)):
+            found = (clique, *search(rest & ~clique))
+            if len(found) > len(best):
+                best = found
+            if len(best) == bound:
+                break
+        else:
+            without = search(rest & ~(1 << lowest))
+            best = max(best, without, key=len)
+        best_of[rest] = best
+        return best
+
+    return [_members(mask) for mask in search(component)]
+
+
+def _pack_greedy(neighbours: Sequence[int], component: int, size: int) -> list[tuple[int, ...]]:
+    groups: list[tuple[int, ...]] = []
+    rest = component
+    while rest:
+        group = rest & -rest
+        common = neighbours[group.bit_length() - 1] & rest
+        while common and group.bit_count() < size:
+            lowest = common & -common
+            group |= lowest
+            common &= neighbours[lowest.bit_length() - 1]
+        if group.bit_count() == size:
+            groups.append(_members(group))
+            rest &= ~group
+        else:
+            rest &= rest - 1
+    return groups

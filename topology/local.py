@@ -1,0 +1,153 @@
+"""This machine as a topology: its GPUs when an NVIDIA driver is there, else slots for CPU ranks.
+
+Discovery never imports torch and never opens a CUDA context: the launcher forks its ranks from a
+process that must not have touched CUDA. GPUs are read through NVML (`parctl.topology.nvml`), CPUs
+and NUMA nodes from sysfs.
+"""
+
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+from parctl.errors import CannotPlaceError
+from parctl.topology.model import Device, Hardware, Node, Topology
+
+SYSFS = Path("/sys")
+CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),  # v2
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # v1
+)
+
+
+def discover_local(num_devices: int | None = None) -> Topology:
+    """Return this machine as a topology of one node, with `num_devices` of its devices."""
+    from parctl.topology.nvml import read_gpus
+
+    found, warnings = read_gpus()
+    if found is not None:
+        hardware, domain = found
+        if num_devices is not None:
+            hardware = _first_devices(hardware, num_devices)
+        unknown = ["NICs and their distance to the GPUs: not read on this machine"]
+        domain_source = {"domain": "nvml"} if domain else {}
+    else:
+        hardware, cpu_warnings = cpu_hardware(num_devices)
+        domain, domain_source = None, {}
+        warnings += cpu_warnings
+        unknown = ["network of this machine: not read, and not needed by one node"]
+    node = Node(
+        name=socket.gethostname() or "localhost",
+        hardware=hardware,
+        domain=domain,
+        tiers=(),
+        sources=domain_source,
+    )
+    return Topology(
+        name=node.name,
+        source="local",
+        tiers=(),
+        nodes=(node,),
+        warnings=tuple(warnings),
+        unknown=tuple(unknown),
+    )
+
+
+def cpu_hardware(num_devices: int | None) -> tuple[Hardware, list[str]]:
+    """CPU slots: one per core this process may use, or as many as asked for, and the warnings."""
+    cores = sorted(os.sched_getaffinity(0))
+    count = num_devices or len(cores)
+    warnings = []
+    if count > len(cores):
+        warnings.append(f"{count} CPU devices share {len(cores)} cores: slow, but correct")
+    numa_of_core = _numa_of_core()
+    memory = host_memory_bytes()
+    devices = tuple(
+        Device(
+            index=i,
+            product="cpu",
+            uuid=None,
+            memory_bytes=None if memory is None else memory // count,  # an equal share
+            numa=numa_of_core.get(cores[i % len(cores)]),
+            pci=None,
+            sources={"product": "os", "memory_bytes": "os", "numa": "sysfs"},
+        )
+        for i in range(count)
+    )
+    matrix = tuple(tuple("X" if i == j else "HOST" for j in range(count)) for i in range(count))
+    hardware = Hardware(
+        kind="cpu",
+        devices=devices,
+        matrix=matrix,
+        nics=(),
+        nic_matrix=(),
+        num_cpus=len(cores),
+        memory_bytes=memory,
+        sources={"matrix": "os", "num_cpus": "os", "memory_bytes": "os"},
+    )
+    return hardware, warnings
+
+
+def host_memory_bytes() -> int | None:
+    """Memory that processes of this machine or container may use together."""
+    limits = []
+    with suppress(OSError, ValueError):
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for path in CGROUP_LIMITS:
+        try:
+            text = path.read_text().strip()
+        except OSError:
+            continue
+        if text.isdecimal():
+            limits.append(int(text))
+    return min(limits, default=None)
+
+
+def parse_cpu_list(text: str) -> list[int]:
+    """Read the kernel's list of CPUs.
+
+    >>> parse_cpu_list("0-2,8")
+    [0, 1, 2, 8]
+    """
+    cpus: list[int] = []
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        if first.isdecimal():
+            cpus += range(int(first), int(last or first) + 1)
+    return cpus
+
+
+def pci_numa_node(pci: str) -> int | None:
+    """NUMA node of a PCI device, from sysfs; None when the kernel does not know."""
+    try:
+        numa = int((SYSFS / "bus/pci/devices" / pci.lower() / "numa_node").read_text())
+    except (OSError, ValueError):
+        return None
+    return numa if numa >= 0 else None
+
+
+def _numa_of_core() -> dict[int, int]:
+    result: dict[int, int] = {}
+    for path in (SYSFS / "devices/system/node").glob("node[0-9]*/cpulist"):
+        numa = int(path.parent.name.removeprefix("node"))
+        result |= dict.fromkeys(parse_cpu_list(path.read_text()), numa)
+    return result
+
+
+def _first_devices(hardware: Hardware, num_devices: int) -> Hardware:
+    if num_devices > len(hardware.devices):
+        raise CannotPlaceError(
+            f"{num_devices} devices asked for, this machine has {len(hardware.devices)} GPUs",
+            hint=f"ask for {len(hardware.devices)} or fewer, or set CUDA_VISIBLE_DEVICES= "
+            "to use the CPU",
+        )
+    return Hardware(
+        kind=hardware.kind,
+        devices=hardware.devices[:num_devices],
+        matrix=tuple(row[:num_devices] for row in hardware.matrix[:num_devices]),
+        nics=hardware.nics,
+        nic_matrix=hardware.nic_matrix[:num_devices],
+        num_cpus=hardware.num_cpus,
+        memory_bytes=hardware.memory_bytes,
+        sources=hardware.sources,
+    )
