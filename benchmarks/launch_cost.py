@@ -1,14 +1,14 @@
 """What a launch costs before the work begins, beside torchrun, in one run.
 
-Two marks, each the time from the command to the moment when the last rank has got there, and the CPU
-seconds that all processes together had used by the end:
+Two marks, each the time from the command to the moment when the last rank has got there, and the
+CPU seconds that all processes together had used by the end:
 
     script       the first line of a user's script (`task: script`; it imports nothing)
-    collective   the end of the first all-reduce of the bundled runtime, whose rank function torchrun
-                 starts too
+    collective   the end of the first all-reduce of the bundled runtime, whose rank function
+                 torchrun starts too
 
-Goals: script no slower than torchrun, collective at most half of it. The two take turns, so that other
-work on the machine hits both; medians are printed.
+Goals: script no slower than torchrun, collective at most half of it. The two take turns, so that
+other work on the machine hits both; medians are printed.
 
     python benchmarks/launch_cost.py [--rounds 5] [--ranks 2 4 8]
 """
@@ -159,6 +159,7 @@ def _measure(command: list[str], num_ranks: int) -> tuple[float, float]:
             "MARKS": str(marks),
             "XDG_STATE_HOME": folder,
             "OMP_NUM_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "",  # compiled files are kept, as they are for users
         }
         used, began = _cpu_of_children(), time.time()
         subprocess.run(command, env=environment, capture_output=True, check=True)

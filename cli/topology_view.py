@@ -72,6 +72,13 @@ def remarks(topology: Topology) -> Iterator[str]:
         yield f"NVLink domains of {size} GPUs: {name_range(list(names))}"
     if topology.tiers:
         yield f"fabric tiers, nearest first: {', '.join(topology.tiers)}"
+    for hardware, nodes in _by_hardware(topology.nodes):
+        connected = [group for group in hardware.nvlink_groups if len(group) > 1]
+        if len(connected) < len(hardware.nvlink_cliques):
+            yield (
+                f"NVLink connects all GPUs of {name_range([node.name for node in nodes])}, but "
+                f"only these are joined each with each: {links_text(hardware)}"
+            )
     for node in topology.nodes:
         for device in node.hardware.devices:
             for fault in device.faults:
@@ -134,10 +141,6 @@ def links_text(hardware: Hardware) -> str:
         parts.append(
             f"{{{numbers_text(index[i] for i in alone)}}} {'unknown' if unknown else 'PCIe'}"
         )
-    connected = [group for group in hardware.nvlink_groups if len(group) > 1]
-    if len(connected) < len(hardware.nvlink_cliques):
-        groups = " ".join(f"{{{numbers_text(index[i] for i in group)}}}" for group in connected)
-        parts.append(f"(connected, but not each with each: {groups})")
     return " ".join(parts) or "-"
 
 

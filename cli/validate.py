@@ -10,7 +10,7 @@ from parctl.cli.options import OutputOption, SetOption
 def validate(
     files: Annotated[
         list[str],
-        typer.Argument(metavar="RECIPE...", help="Files, shipped names or lines; `-`: stdin."),
+        typer.Argument(metavar="RECIPE", help="Files, shipped names or lines; `-`: stdin."),
     ],
     overrides: SetOption = [],  # noqa: B006 typer copies the default
     output: OutputOption = "table",

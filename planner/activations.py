@@ -14,8 +14,8 @@ d = head_dim, f = ffn_dim. Ts = T / t with sp, else T. What the runtime keeps of
 
     recompute: full         e h Ts per layer, and one whole layer while it is run again
     recompute: partitioned  e h T / t per layer, and the same
-    recompute: selective    results of matmuls, attention and collectives; norms and activation
-                            functions are run again
+    recompute: selective    results of matmuls, attention and reductions over tp; norms, gathered
+                            inputs and activation functions are made again
 
 Fused attention never stores scores, which is what 2205.05198 calls selective recompute. How many
 micro-batches are alive on a stage depends on the schedule (`in_flight`).
@@ -84,7 +84,7 @@ class Shapes:
 def layer_activations(shapes: Shapes, layer: int) -> LayerActivations:
     """Count what layer `layer` keeps for its backward."""
     element, degrees = shapes.regime.compute, shapes.degrees
-    attention, projections = _attention_bytes(shapes)
+    attention, projections, again = _attention_bytes(shapes)
     first, rest, results = _mlp_elements(shapes, layer)
     everything = 2 * shapes.norm + 2 * shapes.hidden + attention
     everything += round(element * shapes.tokens * (first + rest))
@@ -98,9 +98,10 @@ def layer_activations(shapes: Shapes, layer: int) -> LayerActivations:
             stored += round(element * shapes.tokens * results)
             stored += 2 * shapes.hidden_outside  # what attention and MLP add to the stream
             if degrees.tp > 1:
-                stored += 2 * shapes.hidden  # partial sums of attention and MLP
-            if shapes.spec.sp:
-                stored += 2 * shapes.hidden  # gathered inputs
+                stored += 2 * shapes.hidden  # partial sums of both, before tp adds them up
+            working = 2 * shapes.norm + 2 * shapes.hidden - shapes.hidden_outside + again
+            working += round(element * shapes.tokens * rest)
+            return LayerActivations(stored=stored, working=working)
         case "full":
             stored = shapes.hidden_outside
         case "partitioned":
@@ -147,8 +148,8 @@ def in_flight(stage: int, spec: ParallelismSpec, degrees: Degrees, num_micro_bat
             return float(min(count, pp - stage))
 
 
-def _attention_bytes(shapes: Shapes) -> tuple[int, int]:
-    """Bytes that attention keeps, and those among them that no recompute but `full` gives up."""
+def _attention_bytes(shapes: Shapes) -> tuple[int, int, int]:
+    """Bytes that attention keeps; what selective recompute keeps instead, and makes again."""
     model, tokens, element = shapes.model, shapes.tokens, shapes.regime.compute
     tp = shapes.degrees.tp
     heads = -(-model.num_heads // tp)
@@ -159,13 +160,14 @@ def _attention_bytes(shapes: Shapes) -> tuple[int, int]:
         latents = (mla.q_lora_rank or 0) + mla.kv_lora_rank + mla.qk_rope_head_dim
         per_token = latents + heads * (2 * query_key + 2 * mla.v_head_dim)
         kept = element * tokens * per_token + log_sum_exp
-        return kept, kept
+        return kept, kept, 0
     kept = element * tokens * 4 * heads * model.head_dim + log_sum_exp
     if model.dropout and shapes.kind == "cpu":
         kept += 3 * element * tokens * heads * shapes.train.seq_len
     key_value_heads = max(1, model.num_kv_heads // tp)
     projections = element * tokens * model.head_dim * 2 * (heads + key_value_heads) + log_sum_exp
-    return kept, projections
+    again = element * tokens * 3 * heads * model.head_dim  # rotated and repeated q, k, v
+    return kept, projections, again
 
 
 def _mlp_elements(shapes: Shapes, layer: int) -> tuple[float, float, float]:

@@ -29,7 +29,7 @@ class Plan:
         str, Any
     ]  # {"digest": ..., "source": ..., "nodes": [names that the layout uses]}
     layout: Layout
-    stages: tuple[tuple[int, ...], ...]  # layers of every pipeline stage
+    stages: tuple[tuple[int, ...], ...]  # layers of every (virtual) stage, in model order
     memory: Mapping[str, Any]
     time: Mapping[str, Any]
     backend: Mapping[str, Any]  # {"kind": "local", ...}

@@ -17,7 +17,7 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from parctl.errors import CannotPlaceError
+from parctl.errors import UsageError
 from parctl.topology.layout import Layout
 from parctl.topology.request import PP, TP
 
@@ -35,7 +35,7 @@ def expert_axes(axes: Mapping[str, int], ep: int, etp: int) -> dict[str, int] | 
         return {**stage, "edp": outer // ep, "ep": ep, name: tp}
     if tp % etp == 0 and (outer * tp // etp) % ep == 0 and _nests(outer, ep):
         return {**stage, "edp": outer * tp // etp // ep, "ep": ep, "etp": etp}
-    raise CannotPlaceError(
+    raise UsageError(
         f"ep({ep}) x etp({etp}) does not divide the ranks of one pipeline stage: "
         f"data axes {outer} x tp({tp}) = {outer * tp}",
         hint=f"ep is carved out of dp x fsdp x cp = {outer}: use a divisor of {outer}",

@@ -117,10 +117,9 @@ def sentences(
     ]
     result += [f"{p.axis}({p.size}): {p.reason}" for p in proofs if p.size > 1]
     if total > request.world_size:
-        result.append(
-            f"unused: {device_noun(topology, total - request.world_size)}, "
-            f"{all_nodes - len(used):,} whole nodes among them"
-        )
+        whole = all_nodes - len(used)
+        nodes = f", {whole:,} whole node{'s' * (whole > 1)} among them" if whole else ""
+        result.append(f"unused: {device_noun(topology, total - request.world_size)}{nodes}")
     result += left_out
     result += pool.notes
     result += _link_sources(pool)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from parctl.topology.cliques import full_mesh_cliques, largest_mesh, pack_meshes, worst_count
+from parctl.topology.cliques import full_mesh_cliques, largest_mesh, pack_meshes
 from parctl.topology.links import link_class, link_count
 from parctl.topology.model import Hardware, LinkClass, Topology
 from parctl.topology.products import find_product, usual_code
@@ -139,11 +139,6 @@ def largest_tp(
 def domain_members(inside: Inside) -> int:
     """How many devices of such a node take part in the rack-scale NVLink domain it belongs to."""
     return len(inside.usable) - len(inside.stragglers)
-
-
-def worst_links(inside: Inside, block: tuple[int, ...]) -> int:
-    """The smallest NVLink count between two devices of a block."""
-    return worst_count(inside.matrix, block)
 
 
 def _code(hardware: Hardware, i: int, j: int) -> str:

@@ -62,8 +62,7 @@ class Layout:
     def groups(self, axis: str) -> list[list[int]]:
         """All groups of ranks along `axis`, ordered by the coordinates on the other axes.
 
-        >>> layout.groups("tp")  # axes {"fsdp": 2, "tp": 2}, ranks 0 1 2 3
-        [[0, 1], [2, 3]]
+        With axes {"fsdp": 2, "tp": 2} and ranks 0 1 2 3, `groups("tp")` is [[0, 1], [2, 3]].
         """
         sizes = list(self.axes.values())
         position = list(self.axes).index(axis)

@@ -47,5 +47,5 @@ def link_bandwidth(product_name: str | None, code: str, group_size: int) -> floa
     if count := link_count(code):
         if product.links is None or product.link_gb_s is None:
             return None
-        return min(product.links, count * (group_size - 1)) * product.link_gb_s
+        return float(min(product.links, count * (group_size - 1)) * product.link_gb_s)
     return product.pcie_gb_s if code in PCIE_CODES else None

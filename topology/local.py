@@ -10,10 +10,11 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 
-from parctl.errors import CannotPlaceError
+from parctl.errors import CannotPlaceError, UsageError
 from parctl.topology.model import Device, Hardware, Node, Topology
 
 SYSFS = Path("/sys")
+MAX_CPU_DEVICES = 1024
 CGROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),  # v2
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # v1
@@ -55,6 +56,8 @@ def discover_local(num_devices: int | None = None) -> Topology:
 
 def cpu_hardware(num_devices: int | None) -> tuple[Hardware, list[str]]:
     """CPU slots: one per core this process may use, or as many as asked for, and the warnings."""
+    if num_devices is not None and not 1 <= num_devices <= MAX_CPU_DEVICES:
+        raise UsageError(f"{num_devices} CPU devices asked for, expected 1 to {MAX_CPU_DEVICES}")
     cores = sorted(os.sched_getaffinity(0))
     count = num_devices or len(cores)
     warnings = []
@@ -135,7 +138,7 @@ def _numa_of_core() -> dict[int, int]:
 
 
 def _first_devices(hardware: Hardware, num_devices: int) -> Hardware:
-    if num_devices > len(hardware.devices):
+    if not 1 <= num_devices <= len(hardware.devices):
         raise CannotPlaceError(
             f"{num_devices} devices asked for, this machine has {len(hardware.devices)} GPUs",
             hint=f"ask for {len(hardware.devices)} or fewer, or set CUDA_VISIBLE_DEVICES= "

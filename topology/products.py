@@ -51,9 +51,7 @@ class Product:
     nic_gbit_s: float | None  # usual network share of one device, Gbit/s
     devices_per_node: int  # usual
     max_devices_per_node: int
-    domain_devices: (
-        int | None
-    )  # most devices of a rack-scale NVLink domain; None: it ends at the node
+    domain_devices: int | None  # most of a rack-scale NVLink domain; None: it ends at the node
     numa_nodes: int  # usual per node
 
     @property
@@ -94,9 +92,9 @@ def _gpu(
         fp8_flops=None if fp8 is None else fp8 * TERA,
         memory_bytes_s=memory_tb_s * TERA,
         links=links[0] if links else None,
-        link_gb_s=links[1] if links else None,
-        pcie_gb_s=pcie,
-        nic_gbit_s=nic,
+        link_gb_s=float(links[1]) if links else None,
+        pcie_gb_s=float(pcie),
+        nic_gbit_s=float(nic),
         devices_per_node=node,
         max_devices_per_node=node_max,
         domain_devices=domain,

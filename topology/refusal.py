@@ -33,7 +33,7 @@ def refuse(topology: Topology, request: LayoutRequest, pools: Sequence[Pool]) ->
         return _tp_too_large(topology, request, largest)
     if request.world_size > usable:
         return _too_few_devices(topology, request, usable, pools)
-    if request.linear:
+    if request.linear and _most_groups(request, pools) * request.tp >= request.world_size:
         return CannotPlaceError(
             f"{request.arithmetic}: the ranks of a script keep their own order, "
             f"{' x '.join(request.axes)} with the last axis fastest, and no order of nodes and "
@@ -77,7 +77,7 @@ def _tp_too_large(topology: Topology, request: LayoutRequest, largest: int) -> C
     container = "full NVLink mesh" if with_pcie > largest else "NVLink domain"
     if request.strict_node and with_domain > largest:
         container = "node (strict_node)"
-    elif any(node.hardware.kind == "cpu" for node in topology.nodes):
+    elif all(node.hardware.kind == "cpu" for node in topology.nodes):
         container = "node"
     noun = device_noun(topology, largest)
     return CannotPlaceError(

@@ -35,17 +35,18 @@ def parse_cluster(spec: str) -> Topology:
     >>> parse_cluster("gb200:4x18x4").num_devices
     288
     """
-    nodes: list[Node] = []
+    parts = [(part.strip(), *_parse_part(spec, part.strip())) for part in spec.split("+")]
+    total = sum(domains * nodes * devices for _, _, domains, nodes, devices in parts)
+    if total > MAX_DEVICES:
+        raise UsageError(f"`{spec}` has {total:,} devices, at most {MAX_DEVICES:,} are laid out")
     unknown = [
         f"fabric tiers: `{spec}` says nothing above the node, so the cluster counts as one network"
     ]
+    nodes: list[Node] = []
     num_domains = 0
-    for part in spec.split("+"):
-        product, domains, per_domain, num_devices = _parse_part(spec, part.strip())
-        if len(nodes) + domains * per_domain > MAX_DEVICES:
-            raise UsageError(f"`{spec}` has more than {MAX_DEVICES:,} nodes")
+    for text, product, domains, per_domain, num_devices in parts:
         hardware = node_hardware(product, num_devices)
-        rack_scale = _is_rack_scale(part)
+        rack_scale = _is_rack_scale(text)
         for i in range(domains * per_domain):
             domain = f"domain-{num_domains + i // per_domain}" if rack_scale else None
             nodes.append(
@@ -54,24 +55,18 @@ def parse_cluster(spec: str) -> Topology:
                     hardware=hardware,
                     domain=domain,
                     tiers=(),
-                    sources=_NODE_SOURCES if rack_scale else {},
+                    sources={"domain": "synthetic"} if rack_scale else {},
                 )
             )
-        if rack_scale:
-            num_domains += domains
-        unknown += _unknown_of(part.strip(), product, rack_scale)
-    topology = Topology(
+        num_domains += domains * rack_scale
+        unknown += _unknown_of(text, product, rack_scale)
+    return Topology(
         name=spec,
         source=f"synthetic {spec}",
         tiers=(),
         nodes=tuple(nodes),
         unknown=tuple(unknown),
     )
-    if topology.num_devices > MAX_DEVICES:
-        raise UsageError(
-            f"`{spec}` has {topology.num_devices:,} devices, at most {MAX_DEVICES:,} are laid out"
-        )
-    return topology
 
 
 def node_hardware(product: Product, num_devices: int) -> Hardware:
@@ -116,9 +111,6 @@ def node_hardware(product: Product, num_devices: int) -> Hardware:
         memory_bytes=None,
         sources={"matrix": "product", "nics": "product", "nic_matrix": "product"},
     )
-
-
-_NODE_SOURCES = {"domain": "synthetic"}
 
 
 def _is_rack_scale(part: str) -> bool:

@@ -20,21 +20,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from parctl.recipes.spec import Recipe
-from parctl.runtime.loss import loss_context, token_loss_sum
+from parctl.runtime.data import MicroBatch
 from parctl.runtime.mesh import build_mesh
 from parctl.runtime.optimizer import make_optimizer
 from parctl.runtime.parallelize import parallelize
 from parctl.topology.layout import Layout, Slot
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's is untyped
     """Bytes of storages made while it is on, `known` ones left out: alive now, and most at once.
 
     Storages are summed anew after every operator, because FSDP frees them by resizing to nothing.
     """
 
     def __init__(self, known: Iterable[torch.Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's is untyped
         self.peak = 0
         self.storages: dict[int, weakref.ref[Any]] = {}
         self.known = {_local(tensor).untyped_storage()._cdata for tensor in known}
@@ -66,7 +66,7 @@ class Measured:
     gradients: int
     optimizer: int
     activations: int  # kept from forward to backward, the logits left out
-    peak: int  # most at once in two micro-batches, weights and optimizer state left out
+    peak: int  # most at once in a micro-batch, weights and optimizer state left out
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def fake_world(size: int) -> Iterator[None]:
 
 
 def measure(recipe: Recipe, axes: Mapping[str, int]) -> Measured:
-    """Run two micro-batches of the recipe forward and backward on rank 0 of the given axes."""
+    """Run micro-batches of the recipe forward and backward on rank 0 of the given axes."""
     model, train = recipe.model, recipe.train
     assert model is not None and train is not None
     size = prod(axes.values())
@@ -99,16 +99,16 @@ def measure(recipe: Recipe, axes: Mapping[str, int]) -> Measured:
         parallel = parallelize(model, recipe.parallelism, train, mesh)
         optimizer = make_optimizer(parallel.parameters(), train.optimizer)
         tokens = torch.zeros(train.micro_batch, train.seq_len, dtype=torch.int64)
+        batch = MicroBatch(tokens=tokens, targets=tokens)
         parameters = list(parallel.parameters().values())
-        with LiveBytes(parameters) as live, loss_context(mesh):
-            for _ in range(2):  # the second finds gradients there, as all but the first do
-                before = live.now
-                logits = parallel.module(tokens)
-                held = live.now - before - _bytes([logits])
-                loss = token_loss_sum(logits, tokens)
-                del logits
-                loss.backward()
-                del loss
+        with LiveBytes(parameters) as live:
+            # micro-batches after the first find gradients there
+            torch.autograd.backward(parallel.loss_sum(batch))
+            before = live.now
+            logits = parallel.module(tokens)
+            held = live.now - before - _bytes([logits])
+            del logits
+            torch.autograd.backward(parallel.loss_sum(batch))
         return Measured(
             weights=_bytes(parameters),
             gradients=_bytes([parameter.grad for parameter in parameters]),

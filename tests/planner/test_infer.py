@@ -57,7 +57,7 @@ def test_context_parallelism_grows_until_the_sequence_fits() -> None:
 
 def test_context_comes_before_the_pipeline() -> None:
     found = resolve("llama-3.1-405b: TP+SP+PP+CP+FSDP", "h100:256x8", "train.global_batch=2048")
-    assert (found.degrees.tp, found.degrees.cp, found.degrees.pp) == (8, 4, 2)
+    assert (found.degrees.tp, found.degrees.cp, found.degrees.pp) == (8, 2, 2)
     assert found.degrees.world_size == 2048
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from parctl.errors import CannotPlaceError
+from parctl.errors import UsageError
 from parctl.topology.experts import expert_axes, expert_grid, expert_groups
 from parctl.topology.placement import LayoutRequest, lay_out
 from parctl.topology.synthetic import parse_cluster
@@ -53,7 +53,7 @@ def test_pp_stays_outside_whatever_the_order() -> None:
 
 
 def test_ep_that_does_not_divide_is_refused_with_the_arithmetic() -> None:
-    with pytest.raises(CannotPlaceError) as error:
+    with pytest.raises(UsageError) as error:
         expert_axes({"dp": 4, "tp": 2}, 3, 1)
 
     assert "ep(3) x etp(1) does not divide" in error.value.message

@@ -86,7 +86,7 @@ def tp_breaks_the_rule(topology: Topology, request: LayoutRequest, group: list[A
     return False
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(topology=topologies(), request=requests(), shuffle=st.randoms(use_true_random=False))
 def test_every_layout_is_a_layout(topology: Topology, request: LayoutRequest, shuffle: Any) -> None:
     nodes = list(topology.nodes)
@@ -122,7 +122,7 @@ def test_every_layout_is_a_layout(topology: Topology, request: LayoutRequest, sh
     assert lay_out(request, replace(topology, nodes=tuple(nodes))) == layout
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(topology=topologies(), request=requests())
 def test_proofs_tell_the_truth_about_nodes(topology: Topology, request: LayoutRequest) -> None:
     try:

@@ -55,6 +55,11 @@ def test_an_order_that_breaks_the_hard_rule_is_refused() -> None:
     assert "name tp last" in (error.value.hint or "")
 
 
+def test_a_script_that_no_order_could_place_says_so_plainly() -> None:
+    with pytest.raises(CannotPlaceError, match=r"needs 5 groups of tp\(3\).* hold 4"):
+        lay_out(LayoutRequest(axes={"dp": 5, "tp": 3}, linear=True), parse_cluster("h100:2x8"))
+
+
 def test_a_script_without_axes_of_its_own_is_one_data_axis() -> None:
     layout = lay_out(LayoutRequest(axes={"dp": 12}, linear=True), parse_cluster("h100:2x8"))
 

@@ -71,6 +71,12 @@ def test_a_number_of_devices_is_for_this_machine_only() -> None:
         discover("h100:1x8", num_devices=4)
 
 
+@pytest.mark.parametrize("count", [0, -1, 1025])
+def test_absurd_numbers_of_cpu_devices_are_refused(count: int) -> None:
+    with pytest.raises(UsageError, match=f"{count} CPU devices asked for, expected 1 to 1024"):
+        discover(None, num_devices=count)
+
+
 def test_kernel_cpu_lists() -> None:
     assert parse_cpu_list("0-2,8\n") == [0, 1, 2, 8]
     assert parse_cpu_list("\n") == []

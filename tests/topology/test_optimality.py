@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import combinations, pairwise, permutations
 from math import isclose, prod
-from typing import Any
 
 import pytest
 

@@ -53,8 +53,16 @@ def test_no_two_products_share_a_name() -> None:
 @pytest.mark.parametrize(
     ("key", "both_ways"),
     # vendor figures, GB/s in both directions together
-    [("v100", 300), ("a100-80g", 600), ("h100", 900), ("h800", 400), ("b200", 1800), ("gb200", 1800), ("mi300x", 896)],
-)  # fmt: skip
+    [
+        ("v100", 300),
+        ("a100-80g", 600),
+        ("h100", 900),
+        ("h800", 400),
+        ("b200", 1800),
+        ("gb200", 1800),
+        ("mi300x", 896),
+    ],
+)
 def test_links_add_up_to_the_published_bandwidth(key: str, both_ways: float) -> None:
     gb_s = product_named(key).nvlink_gb_s
 

@@ -59,7 +59,7 @@ def test_what_a_line_does_not_say_is_listed_as_unknown() -> None:
         ("h100:99999999x8", "above 1,048,576", None),
         ("h100:" + "9" * 5000 + "x8", "above 1,048,576", None),
         ("h100:1000000x8", "8,000,000 devices", None),
-        ("h100:600000x1+h100:600000x1", "more than 1,048,576 nodes", None),
+        ("h100:600000x1+h100:600000x1", "1,200,000 devices, at most 1,048,576", None),
         ("h100:2x8x8", "no NVLink domain larger than a node", "gb200"),
         ("gb200:1x40x4", "40 nodes x 4 = 160 GPUs per NVLink domain", "18 nodes of 4"),
         ("v100:1x12", "1 to 8 (cube mesh) or 16 (NVSwitch)", None),

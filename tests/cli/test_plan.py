@@ -1,0 +1,93 @@
+"""`parctl plan`: what a person and a program read."""
+
+import json
+
+import pytest
+import yaml
+
+from parctl.cli.main import run
+
+Captured = pytest.CaptureFixture[str]
+
+
+def test_json_holds_the_axes(capsys: Captured) -> None:
+    assert run(["plan", "llama-70b", "--cluster", "h100:16x8", "-o", "json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["layout"]["axes"] == {"fsdp": 16, "tp": 8}
+    tensor = [proof for proof in document["layout"]["proofs"] if proof["axis"] == "tp"]
+    assert [proof["worst_link"] for proof in tensor] == ["nvlink"]
+    assert document["schema"] == 1
+
+
+def test_yaml_is_the_same_document(capsys: Captured) -> None:
+    run(["plan", "tiny-llama", "--cluster", "h100:1x4", "-o", "json"])
+    as_json = json.loads(capsys.readouterr().out)
+    run(["plan", "tiny-llama", "--cluster", "h100:1x4", "-o", "yaml"])
+    assert yaml.safe_load(capsys.readouterr().out) == as_json
+
+
+def test_the_table_shows_groups_ranks_memory_and_reasons(capsys: Captured) -> None:
+    assert run(["plan", "llama-70b", "--cluster", "h100:16x8"]) == 0
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0].startswith(
+        "llama-70b: fsdp(16) x tp(8) = 128 ranks on 16 nodes (synthetic h100:16x8), plan sha256:"
+    )
+    assert [line.split()[:6] for line in lines if line.startswith("tp ")] == [
+        ["tp", "8", "16", "nvlink", "450", "node"]
+    ]
+    assert "  node-0   [  0   1   2   3   4   5   6   7] fsdp 0" in lines
+    assert "  node-15  [120 121 122 123 124 125 126 127] fsdp 15" in lines
+    assert any(line.startswith("FITS: needs") for line in lines)
+    assert "  - fsdp = 16: takes the rest of 128 GPUs / tp(8)" in lines
+
+
+def test_several_groups_of_a_node_stand_side_by_side(capsys: Captured) -> None:
+    run(["plan", "tiny-llama: TP2+SP+FSDP4", "--cluster", "h100:1x8"])
+    assert (
+        "  node-0  [0 1] fsdp 0   [2 3] fsdp 1   [4 5] fsdp 2   [6 7] fsdp 3"
+        in capsys.readouterr().out
+    )
+
+
+def test_a_group_over_several_nodes_says_which_part_is_where(capsys: Captured) -> None:
+    run(["plan", "llama-70b", "--cluster", "gb200:2x18x4", "--set", "parallelism=TP16+FSDP8"])
+    assert "  node-1   [  4   5   6   7] fsdp 0 tp 4-7\n" in capsys.readouterr().out
+
+
+def test_a_thousand_nodes_are_abbreviated_and_ascii(capsys: Captured) -> None:
+    run(["plan", "llama-405b", "--cluster", "h100:2048x8"])
+    out = capsys.readouterr().out
+    assert out.isascii()
+    assert "2,040 more nodes" in out
+    assert len(out.splitlines()) < 60
+    assert "1 worst" in out
+
+
+def test_a_misfit_is_shown_with_what_would_fit_and_exits_0(capsys: Captured) -> None:
+    assert run(["plan", "llama-3-8b: DP", "--cluster", "h100:1x8"]) == 0
+    captured = capsys.readouterr()
+    assert "DOES NOT FIT: needs 184 GB per rank of 77.0 GB usable" in captured.out
+    assert "Would fit: `--set parallelism=FSDP8`" in captured.out
+    assert "note: training defaults of llama-3-8b" in captured.err
+
+
+def test_what_cannot_be_placed_exits_4_with_a_hint(capsys: Captured) -> None:
+    assert run(["plan", "llama-70b", "--cluster", "l40s:16x8"]) == 4
+    error = capsys.readouterr().err
+    assert error.startswith("error: tp(8) needs NVLink")
+    assert "hint: " in error
+
+
+def test_a_batch_that_does_not_divide_exits_2(capsys: Captured) -> None:
+    assert run(["plan", "llama-3-70b: FSDP", "--cluster", "h100:12x8"]) == 2
+    assert "hint: set train.global_batch to 480 or 576" in capsys.readouterr().err
+
+
+def test_this_machine_is_the_default(capsys: Captured) -> None:
+    assert run(["plan", "tiny-llama"]) == 0
+    assert "tiny-llama: fsdp(2) x tp(2) = 4 ranks on 1 node (local)" in capsys.readouterr().out
+
+
+def test_an_unknown_format_is_refused(capsys: Captured) -> None:
+    assert run(["plan", "tiny-llama", "-o", "xml"]) == 2
+    assert "no such format here" in capsys.readouterr().err

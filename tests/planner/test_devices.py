@@ -1,0 +1,65 @@
+"""What the planner sees of a cluster."""
+
+from dataclasses import replace
+
+from parctl.planner.devices import survey
+from parctl.topology.model import Topology
+from parctl.topology.synthetic import parse_cluster
+
+
+def test_equal_nodes_are_counted() -> None:
+    devices = survey(parse_cluster("h100:16x8"), strict_node=False)
+    assert (devices.count, devices.kind, dict(devices.islands)) == (128, "gpu", {8: 16})
+    assert devices.products == ("h100",)
+
+
+def test_the_smallest_memory_counts() -> None:
+    small = survey(parse_cluster("a100-40g:1x8"), strict_node=False).memory_bytes
+    mixed = survey(parse_cluster("h100:2x8+a100-40g:1x8"), strict_node=False)
+    assert mixed.memory_bytes == small
+    assert mixed.products == ("h100", "a100-40g")
+
+
+def test_a_rack_scale_domain_is_one_island_unless_the_node_is_strict() -> None:
+    topology = parse_cluster("gb200:2x18x4")
+    assert dict(survey(topology, strict_node=False).islands) == {72: 2}
+    assert dict(survey(topology, strict_node=True).islands) == {4: 36}
+
+
+def test_a_hybrid_mesh_has_two_islands() -> None:
+    assert dict(survey(parse_cluster("v100:1x8"), strict_node=False).islands) == {4: 2}
+
+
+def test_a_device_with_a_fault_is_not_counted() -> None:
+    topology = parse_cluster("h100:1x8")
+    hardware = topology.nodes[0].hardware
+    broken = replace(hardware.devices[2], faults=("fell off the bus",))
+    devices = survey(
+        Topology(
+            name=topology.name,
+            source=topology.source,
+            tiers=topology.tiers,
+            nodes=(
+                replace(
+                    topology.nodes[0],
+                    hardware=replace(
+                        hardware,
+                        devices=(*hardware.devices[:2], broken, *hardware.devices[3:]),
+                    ),
+                ),
+            ),
+        ),
+        strict_node=False,
+    )
+    assert (devices.count, dict(devices.islands)) == (7, {7: 1})
+    assert devices.usable(4) == 4
+
+
+def test_unknown_memory_of_one_device_is_unknown_for_all() -> None:
+    assert survey(parse_cluster("cpu:1x4"), strict_node=False).memory_bytes is None
+
+
+def test_whole_tensor_groups_are_what_counts() -> None:
+    devices = survey(parse_cluster("h100:1x6+h100:2x8"), strict_node=False)
+    assert (devices.usable(1), devices.usable(4), devices.usable(8)) == (22, 20, 16)
+    assert devices.usable(16) == 16  # across islands: allowed only where the recipe says so

@@ -1,0 +1,34 @@
+"""What docs/planning.md shows is what the program prints."""
+
+import doctest
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from parctl.cli.main import run
+from parctl.planner.infer import AUTO_FORMS
+
+DOCS = (Path(__file__).parents[2] / "docs" / "planning.md").read_text(encoding="utf-8")
+
+
+def test_the_example_is_what_the_program_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    command, *expected = DOCS.split("```text\n")[1].split("```")[0].splitlines()
+    assert run(command.removeprefix("$ parctl ").split()) == 0
+    out = re.sub("sha256:[0-9a-f]+", "sha256:...", capsys.readouterr().out)
+    printed = [line.rstrip() for line in out.splitlines()]
+    missing = [line for line in expected if line != "..." and line not in printed]
+    assert not missing
+
+
+def test_the_example_that_is_given_for_auto_is_the_rule() -> None:
+    assert AUTO_FORMS == (("dp",), ("fsdp",), ("tp", "fsdp"), ("tp", "pp", "fsdp"))
+    assert "the first of `DP`, `FSDP`, `TP+SP+FSDP`, `TP+SP+PP+FSDP`" in DOCS
+
+
+@pytest.mark.parametrize("name", ["degrees", "devices", "plan", "sizes", "stages"])
+def test_the_examples_in_docstrings_are_true(name: str) -> None:
+    module = import_module(f"parctl.planner.{name}")
+    results = doctest.testmod(module)
+    assert results.failed == 0

@@ -1,0 +1,149 @@
+"""Whole plans: shipped recipes on sensible clusters, refusals, and cost."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from parctl.errors import CannotPlaceError, NotBuiltError
+from parctl.planner.cluster import cluster_for
+from parctl.planner.make import make_plan
+from parctl.planner.plan import Plan
+from parctl.recipes.loader import load_recipe
+from parctl.topology.synthetic import parse_cluster
+
+
+def plan(line: str, cluster: str, *overrides: str) -> Plan:
+    return make_plan(load_recipe(line, overrides), parse_cluster(cluster))
+
+
+SHIPPED = [
+    ("tiny-llama", "cpu:1x4", {"fsdp": 2, "tp": 2}),
+    ("tiny-gpt", "cpu:1x8", {"pp": 2, "dp": 2, "tp": 2}),
+    ("tiny-moe", "cpu:1x4", {"dp": 2, "tp": 2}),
+    ("llama-70b", "h100:16x8", {"fsdp": 16, "tp": 8}),
+    ("gpt3-175b", "h100:128x8", {"pp": 8, "dp": 16, "tp": 8}),
+    ("mixtral-8x7b", "h100:8x8", {"dp": 16, "tp": 4}),
+    ("llama-405b", "h100:2048x8", {"pp": 16, "fsdp": 8, "cp": 16, "tp": 8}),
+    ("deepseek-v3", "h100:128x8", {"pp": 8, "dp": 64, "tp": 2}),
+    ("llama-3-8b-1m", "h100:16x8", {"fsdp": 2, "cp": 8, "tp": 8}),
+]
+
+
+@pytest.mark.parametrize(("name", "cluster", "axes"), SHIPPED, ids=[row[0] for row in SHIPPED])
+def test_a_shipped_recipe_is_planned_and_fits(
+    name: str, cluster: str, axes: dict[str, int]
+) -> None:
+    made = plan(name, cluster)
+    assert dict(made.layout.axes) == axes
+    is_cpu = cluster.startswith("cpu")  # of unknown memory
+    assert made.memory["fits"] is (None if is_cpu else True)
+    tensor = next(proof for proof in made.layout.proofs if proof.axis == "tp")
+    assert tensor.scope == "node"
+    assert tensor.worst_link == ("host" if is_cpu else "nvlink")
+
+
+def test_gpt3_keeps_tensor_groups_in_a_node_and_crosses_with_the_rest() -> None:
+    made = plan("gpt3-175b", "h100:128x8")
+    links = {
+        proof.axis: (proof.worst_link, proof.nodes_per_group > 1) for proof in made.layout.proofs
+    }
+    assert links == {
+        "pp": ("network", True),
+        "dp": ("network", True),
+        "tp": ("nvlink", False),
+    }
+    assert [len(stage) for stage in made.stages] == [12] * 8
+
+
+def test_a_line_gives_the_plan_of_the_shipped_recipe() -> None:
+    line, shipped = plan("LLaMA-70B: TP+SP+FSDP", "h100:16x8"), plan("llama-70b", "h100:16x8")
+    assert line.recipe.source != shipped.recipe.source
+    assert line.hash == shipped.hash
+    assert line.layout == shipped.layout
+
+
+def test_pcie_only_devices_are_refused_for_an_inferred_tensor_degree() -> None:
+    with pytest.raises(CannotPlaceError, match=r"tp\(8\) needs NVLink") as caught:
+        plan("llama-70b", "l40s:16x8")
+    assert "parallelism.allow_pcie_tp: true" in str(caught.value.hint)
+
+
+def test_a_tensor_group_larger_than_the_mesh_needs_a_rack_scale_domain() -> None:
+    with pytest.raises(CannotPlaceError, match=r"tp\(16\) > 8 GPUs per NVLink domain"):
+        plan("llama-70b", "h100:16x8", "parallelism=TP16+FSDP8")
+    made = plan("llama-70b", "gb200:2x18x4", "parallelism=TP16+FSDP8")
+    tensor = next(proof for proof in made.layout.proofs if proof.axis == "tp")
+    assert (tensor.worst_link, tensor.scope) == ("nvlink", "domain")
+
+
+def test_uneven_nodes_are_used_as_far_as_they_go() -> None:
+    made = plan("llama-3-8b: TP4+FSDP", "h100:1x6+h100:2x8", "train.global_batch=510")
+    assert dict(made.layout.axes) == {"fsdp": 5, "tp": 4}
+
+
+def test_the_same_input_gives_the_same_plan() -> None:
+    assert plan("llama-70b", "h100:16x8") == plan("llama-70b", "h100:16x8")
+
+
+def test_the_time_section_holds_what_the_runtime_divides_by() -> None:
+    made = plan("llama-70b", "h100:16x8")
+    assert made.time["tokens_per_step"] == 512 * 8192
+    assert made.time["micro_batches_per_step"] == 32
+    assert made.time["peak_flops_per_device"] == 989e12
+    assert made.time["model_flops_per_token"] == pytest.approx(449e9, rel=1e-3)
+    assert set(made.time["bytes_per_step"]) == {"fsdp", "tp"}
+
+
+def test_a_cpu_has_no_peak() -> None:
+    assert plan("tiny-llama", "cpu:1x4").time["peak_flops_per_device"] is None
+
+
+def test_a_program_of_the_user_is_placed_without_a_model(tmp_path: Path) -> None:
+    recipe = tmp_path / "script.yaml"
+    recipe.write_text(
+        "version: 1\nname: mine\ntask: script\nscript: {command: [python, mine.py]}\n"
+        "parallelism: TP4+DP\n"
+    )
+    made = plan(str(recipe), "h100:2x8")
+    assert dict(made.layout.axes) == {"dp": 4, "tp": 4}
+    assert made.layout.ranks == tuple(range(16))
+    assert made.memory["fits"] is None
+    assert made.stages == ()
+
+
+def test_operator_parallelism_is_refused_by_name() -> None:
+    with pytest.raises(NotBuiltError, match="OP2"):
+        plan("llama-3-8b: OP2", "h100:1x8")
+
+
+def test_cpu_devices_are_as_many_as_the_degrees_ask_for() -> None:
+    recipe = load_recipe("tiny-llama: TP2+SP+FSDP2")
+    topology = cluster_for(recipe, None)
+    if topology.nodes[0].hardware.kind != "cpu":
+        pytest.skip("this machine has GPUs, which are not made up")
+    assert topology.num_devices == 4
+    assert cluster_for(recipe, None, 6).num_devices == 6
+    assert make_plan(recipe, topology).layout.world_size == 4
+
+
+def test_a_hundred_thousand_gpus_are_planned_in_about_two_cpu_seconds() -> None:
+    started = time.process_time()
+    made = plan("LLaMA-70B: TP+SP+FSDP", "h100:12500x8", "train.global_batch=12500")
+    assert made.layout.world_size == 100_000
+    assert made.hash.startswith("sha256:")
+    assert time.process_time() - started < 5  # 1 on a free core
+
+
+def test_planning_loads_no_torch_ray_or_kubernetes() -> None:
+    script = (
+        "import sys; from parctl.cli.main import run; "
+        "code = run(['plan', 'llama-70b', '--cluster', 'h100:16x8']); "
+        "print([name for name in ('torch', 'ray', 'kubernetes') if name in sys.modules], code)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.splitlines()[-1] == "[] 0"
