@@ -31,7 +31,11 @@ PYTHON = Path(sys.executable)
 GOALS = {"script": 1.0, "collective": 0.5}
 SCRIPT = """\
 import os, time
-open(f"{os.environ['MARKS']}/{os.environ['RANK']}", "w").write(repr(time.time()))
+now = time.time()
+path = f"{os.environ['MARKS']}/rank-{os.environ['RANK']}"
+with open(path + ".part", "w") as file:
+    file.write(repr(now))
+os.rename(path + ".part", path)
 """
 # given to both sides through PYTHONPATH: stamps the time after a first all-reduce, and leaves
 HOOK = """\
@@ -43,8 +47,11 @@ def stamp_first_collective():
     def joined(*args, **kwargs):
         join(*args, **kwargs)
         dist.all_reduce(torch.ones(1))
-        path = f"{os.environ['MARKS']}/{os.environ['RANK']}"
-        open(path, "w").write(repr(time.time()))
+        now = time.time()
+        path = f"{os.environ['MARKS']}/rank-{os.environ['RANK']}"
+        with open(path + ".part", "w") as file:
+            file.write(repr(now))
+        os.rename(path + ".part", path)
         dist.barrier()
         dist.destroy_process_group()
         os._exit(0)
@@ -163,9 +170,9 @@ def _measure(command: list[str], num_ranks: int) -> tuple[float, float]:
         }
         used, began = _cpu_of_children(), time.time()
         subprocess.run(command, env=environment, capture_output=True, check=True)
-        _until(lambda: len(list(marks.iterdir())) == num_ranks)
+        _until(lambda: len(list(marks.glob("rank-*[0-9]"))) == num_ranks)
         _reap()
-        times = [float(mark.read_text()) for mark in marks.iterdir()]
+        times = [float(mark.read_text()) for mark in marks.glob("rank-*[0-9]")]
         return max(times) - began, _cpu_of_children() - used
 
 

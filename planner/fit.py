@@ -12,6 +12,7 @@ from parctl.errors import DoesNotFitError
 from parctl.planner.degrees import Degrees, with_degrees
 from parctl.planner.memory import estimate_memory
 from parctl.planner.plan import Plan
+from parctl.planner.rules import tp_divides
 from parctl.planner.sizes import size_text
 from parctl.recipes.shorthand import format_form
 from parctl.recipes.spec import Recipe, Recompute, TrainSpec
@@ -64,7 +65,7 @@ def smallest_change(plan: Plan) -> Change | None:
         )
         return memory.fits is True
 
-    largest_tp = max(_slots_per_node(plan), plan.layout.axes.get("tp", 1))
+    largest_tp: int = plan.topology["largest_tp"]
     single = list(_changes(Change((), plan.recipe, degrees_of(plan)), largest_tp))
     for change in single:
         if fits(change):
@@ -95,28 +96,35 @@ def _changes(start: Change, largest_tp: int) -> Iterator[Change]:
         yield _with_train(start, f"train.micro_batch={size}", replace(train, micro_batch=size))
     if degrees.dp > 1:
         # share the state among the replicas
-        yield _with_degrees(start, fsdp=degrees.dp * degrees.fsdp, dp=1)
+        yield _with_degrees(start, replace(degrees, fsdp=degrees.dp * degrees.fsdp, dp=1))
     elif 0 < recipe.parallelism.zero_stage < 3:
-        yield _with_degrees(start, fsdp=degrees.fsdp)
-    for axis in ("fsdp", "dp"):
-        here = degrees.of(axis)
-        model = recipe.model
-        if (
-            here % 2 == 0
-            and degrees.tp * 2 <= largest_tp
-            and model.num_heads % (degrees.tp * 2) == 0
-        ):
-            yield _with_degrees(start, **{axis: here // 2, "tp": degrees.tp * 2})
-        if here % 2 == 0 and degrees.pp * 2 <= model.num_layers:
-            yield _with_degrees(start, **{axis: here // 2, "pp": degrees.pp * 2})
+        yield _with_degrees(start, degrees)
+    for moved in _moves(recipe, degrees, largest_tp):
+        if moved.num_data_ranks * moved.cp % moved.ep == 0:
+            yield _with_degrees(start, moved)
+
+
+def _moves(recipe: Recipe, degrees: Degrees, largest_tp: int) -> Iterator[Degrees]:
+    """Give half of a data axis to tp, or to pp."""
+    model, tp, pp = recipe.model, degrees.tp * 2, degrees.pp * 2
+    assert model is not None
+    for moved in (
+        replace(degrees, fsdp=degrees.fsdp // 2),
+        replace(degrees, dp=degrees.dp // 2),
+    ):
+        if moved.world_size * 2 != degrees.world_size:
+            continue  # that axis is odd
+        if tp <= largest_tp and tp_divides(model, tp):
+            yield replace(moved, tp=tp)
+        if pp * recipe.parallelism.virtual_stages <= model.num_layers:
+            yield replace(moved, pp=pp)
 
 
 def _with_train(start: Change, option: str, train: TrainSpec) -> Change:
     return Change((*start.options, option), replace(start.recipe, train=train), start.degrees)
 
 
-def _with_degrees(start: Change, **sizes: int) -> Change:
-    degrees = replace(start.degrees, **sizes)
+def _with_degrees(start: Change, degrees: Degrees) -> Change:
     spec = replace(
         with_degrees(start.recipe.parallelism, degrees),
         sp=start.recipe.parallelism.sp or degrees.tp > start.degrees.tp,
@@ -126,7 +134,3 @@ def _with_degrees(start: Change, **sizes: int) -> Change:
     recipe = replace(start.recipe, parallelism=spec)
     options = tuple(option for option in start.options if not option.startswith("parallelism"))
     return Change((*options, f"parallelism={spec.text}"), recipe, degrees)
-
-
-def _slots_per_node(plan: Plan) -> int:
-    return max(slot.local_rank for slot in plan.layout.slots) + 1

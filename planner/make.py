@@ -45,16 +45,13 @@ def make_plan(recipe: Recipe, topology: Topology, *, backend: str = "local") -> 
             hint="leave OP out of `parallelism`",
         )
     devices = survey(topology, strict_node=spec.strict_node)
-    resolution = resolve_degrees(
-        recipe,
-        devices,
-        largest_tp=largest_tp(
-            topology,
-            allow_pcie_tp=spec.allow_pcie_tp,
-            allow_cross_node_tp=spec.allow_cross_node_tp,
-            strict_node=spec.strict_node,
-        ),
+    most_tp = largest_tp(
+        topology,
+        allow_pcie_tp=spec.allow_pcie_tp,
+        allow_cross_node_tp=spec.allow_cross_node_tp,
+        strict_node=spec.strict_node,
     )
+    resolution = resolve_degrees(recipe, devices, largest_tp=most_tp)
     resolved, degrees = resolution.recipe, resolution.degrees
     stages: tuple[tuple[int, ...], ...] = ()
     traffic: dict[str, float] | None = None
@@ -67,6 +64,7 @@ def make_plan(recipe: Recipe, topology: Topology, *, backend: str = "local") -> 
         topology={
             "digest": topology.digest,
             "source": topology.source,
+            "largest_tp": most_tp,
             "nodes": _nodes_of(layout),
         },
         layout=layout,

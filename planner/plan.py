@@ -25,9 +25,8 @@ PROVENANCE = ("source", "notes")  # of the recipe: where it was read, not what i
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     recipe: Recipe
-    topology: Mapping[
-        str, Any
-    ]  # {"digest": ..., "source": ..., "nodes": [names that the layout uses]}
+    # {"digest": ..., "source": ..., "largest_tp": by the hard rule, "nodes": [names in use]}
+    topology: Mapping[str, Any]
     layout: Layout
     stages: tuple[tuple[int, ...], ...]  # layers of every (virtual) stage, in model order
     memory: Mapping[str, Any]

@@ -1,7 +1,7 @@
 """Self-attention with grouped key and value heads (2305.13245).
 
-Shapes: B batch, S sequence, D dim, N query heads, K key/value heads, H head_dim. Under tensor parallelism N and K count
-this rank's heads; S is always the whole sequence.
+Shapes: B batch, S sequence, D dim, N query heads, K key/value heads, H head_dim. Under tensor
+parallelism N and K count this rank's heads; S is always the whole sequence.
 """
 
 from torch import Tensor, nn

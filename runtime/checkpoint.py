@@ -1,10 +1,13 @@
-"""Checkpoints: `DIR/step-00000100/` holds torch's DCP files, `parctl.json`, and `COMPLETE`, which is written last.
+"""Checkpoints that survive a kill at any moment.
+
+`DIR/step-00000100/` holds torch's DCP files, `parctl.json`, and `COMPLETE`, which is written last::
 
     DIR/.saving-step-00000100/   while it is written; renamed when complete
     DIR/step-00000100/           readable exactly when COMPLETE is there
 
-A process killed anywhere leaves the older ones untouched and at most one torn directory, which readers skip and the next
-save removes. Tensors carry the plain model's names and their whole shapes, so another layout can read them.
+A process killed anywhere leaves the older ones untouched and at most one torn directory, which
+readers skip and the next save removes. Tensors carry the plain model's names and their whole
+shapes, so another layout can read them.
 """
 
 import json
@@ -18,9 +21,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from parctl.errors import UsageError
 from parctl.recipes.spec import CheckpointSpec, ModelSpec, to_json
@@ -77,7 +81,7 @@ class Checkpoints:
                 shutil.rmtree(torn)
             partial.mkdir(parents=True)
         dist.barrier()
-        dcp.save(
+        save(
             tensors(parameters, optimizer),
             storage_writer=FileSystemWriter(partial, single_file_per_rank=True, sync_files=True),
         )
@@ -111,7 +115,7 @@ class Checkpoints:
         """Read parameters and optimizer state in place, from a checkpoint of any layout."""
         progress = read_progress(path)
         refuse_other_model(path, progress.model, model)
-        dcp.load(tensors(parameters, optimizer), storage_reader=FileSystemReader(path))
+        load(tensors(parameters, optimizer), storage_reader=FileSystemReader(path))
         set_step(optimizer, progress.step)
         return progress
 
@@ -160,7 +164,7 @@ def refuse_other_model(path: Path, saved: Mapping[str, Any], model: ModelSpec) -
 
 
 def refuse_private_directory(directory: Path, layout: Layout) -> None:
-    """Raise when the nodes do not share `directory`: each would keep a part that nobody can join."""
+    """Raise when nodes do not share `directory`: each would keep a part that nobody can join."""
     if layout.num_nodes == 1:
         return
     probe = directory / ".shared-by-all-nodes"

@@ -5,8 +5,9 @@
     gather    forward: all-gather,         backward: reduce-scatter     (over the tokens, dim 1)
     scatter   forward: reduce-scatter,     backward: all-gather         (over the tokens, dim 1)
 
-`copy` and `gather` stand where split work begins, `reduce` and `scatter` where its parts are added up. torch's functional
-collectives are used, because selective recomputation can see and keep their results.
+`copy` and `gather` stand where split work begins, `reduce` and `scatter` where its parts are added
+up. torch's functional collectives are used, because selective recomputation can see and keep their
+results.
 """
 
 from typing import Any
@@ -36,7 +37,7 @@ def all_gather_tokens(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def reduce_scatter_tokens(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """`[B, S, D]`, a part of a sum on every rank, to `[B, S/n, D]`, the whole sum of this rank's tokens."""
+    """`[B, S, D]`, a part of the sum on each rank, to `[B, S/n, D]`, the sum of own tokens."""
     size = group.size()
     stacked = torch.cat(x.chunk(size, dim=TOKENS))
     result: Tensor = functional.wait_tensor(

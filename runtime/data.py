@@ -1,9 +1,9 @@
-"""Batches: packed sequences cut from a token stream, in an order that does not depend on the number of ranks.
+"""Batches: packed sequences cut from a token stream, in an order that no layout changes.
 
-Sequence i is tokens `[i*S, i*S + S]`, one more than S because targets are the next tokens; documents run on into each
-other. Training takes sequences in a new shuffled order every epoch. The position in that order (`cursor`: sequences
-used so far) is all that a checkpoint has to remember, and means the same on every layout: each data rank takes its rows
-of the global batch.
+Sequence i is tokens `[i*S, i*S + S]`, one more than S because targets are the next tokens;
+documents run on into each other. Training takes sequences in a new shuffled order every epoch. The
+position in that order (`cursor`: sequences used so far) is all that a checkpoint has to remember,
+and means the same on every layout: each data rank takes its rows of the global batch.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.random import PCG64, Generator
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -83,14 +84,14 @@ class Batches:
 
 
 def shuffled(places: NDArray[np.int64], length: int, key: int) -> NDArray[np.int64]:
-    """Map places of a shuffled order to the numbers 0 to length-1, without holding the order in memory.
+    """Map places of a shuffled order to 0 ... length-1, without holding the order in memory.
 
-    A Feistel network permutes the smallest square power of two above `length`; results outside are sent through again
-    until they fall inside, which keeps it a permutation.
+    A Feistel network permutes the smallest square power of two above `length`; results outside are
+    sent through again until they fall inside, which keeps it a permutation.
     """
     half = max(1, ((length - 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half) - 1)
-    keys = np.random.Generator(np.random.PCG64(key)).integers(1 << 63, size=ROUNDS, dtype=np.uint64)
+    keys = Generator(PCG64(key)).integers(1 << 63, size=ROUNDS, dtype=np.uint64)
     result = places.astype(np.uint64)
     outside = np.ones(len(result), dtype=bool)
     while outside.any():

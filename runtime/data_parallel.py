@@ -1,7 +1,7 @@
-"""Data parallelism: replicas (DDP), shards (ZeRO-2, ZeRO-3 = FSDP2, 2304.11277), or replicas of shards (HSDP).
+"""Data parallelism: replicas (DDP), shards (ZeRO-2, ZeRO-3 as FSDP2), replicas of shards (HSDP).
 
-Gradients are summed, never averaged: the loss is already divided by the tokens of the global batch, so that the same
-division is right under accumulation and every mix of axes.
+Gradients are summed, never averaged: the loss is already divided by the tokens of the global batch,
+so that the same division is right under accumulation and every mix of axes.
 
     replicas  backward: all-reduce
     shards    forward: all-gather, backward: all-gather (not for ZeRO-2), reduce-scatter
@@ -28,10 +28,10 @@ def apply(model: Transformer, mesh: RankMesh, *, precision: Precision, zero_stag
     policy = mixed_precision(precision)
     for unit in units(model):
         if mesh.axis("fsdp") is None:
-            replicate(unit, mesh=data, mp_policy=policy)  # type: ignore[arg-type]
+            replicate(unit, mesh=data, mp_policy=policy)
         else:
             fully_shard(
-                unit,  # type: ignore[arg-type]
+                unit,
                 mesh=data,
                 mp_policy=policy,
                 reshard_after_forward=zero_stage == 3 and unit is not model,
@@ -54,7 +54,8 @@ def mixed_precision(precision: Precision) -> MixedPrecisionPolicy:
 def units(model: Transformer) -> list[Any]:
     """What is gathered at once, innermost first; the model itself takes what is left.
 
-    A head tied to the embedding must be gathered together with it, so both stay in the model's own unit.
+    A head tied to the embedding must be gathered together with it, so both stay in the model's own
+    unit.
     """
     parts: list[nn.Module | list[nn.Module]] = list(model.blocks)
     if not model.model.tied_embeddings:
@@ -65,8 +66,8 @@ def units(model: Transformer) -> list[Any]:
 def set_gradient_exchange(model: nn.Module, mesh: RankMesh, *, last: bool) -> None:
     """Say whether the coming backward pass is the last of its step.
 
-    Replicas exchange gradients in the last one only. Shards reduce-scatter in each, because whole gradients kept between
-    micro-batches would cost the memory that sharding saved.
+    Replicas exchange gradients in the last one only. Shards reduce-scatter in each, because whole
+    gradients kept between micro-batches would cost the memory that sharding saved.
     """
     if not isinstance(model, FSDPModule):
         return

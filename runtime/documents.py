@@ -1,4 +1,4 @@
-"""Documents: the files that a recipe names, read as texts. Every fault names the file and the line."""
+"""Documents: the files that a recipe names, read as texts. Faults name the file and the line."""
 
 import glob
 import json
@@ -11,7 +11,10 @@ from parctl.recipes.spec import DataSpec
 
 
 def list_files(sources: Sequence[str]) -> list[Path]:
-    """Resolve paths, globs and shipped corpora, in the order given. Relative paths start at the working directory."""
+    """Resolve paths, globs and shipped corpora, in the order given.
+
+    Relative paths start at the working directory.
+    """
     files: list[Path] = []
     for source in sources:
         if source.startswith(SCHEME):

@@ -1,9 +1,10 @@
 """Dropout whose masks are right under tensor parallelism.
 
-The ranks of one TP group keep equal default generators (the trainer seeds them so). Where all of them hold the same
-activation they must drop the same elements; where each holds its own part (heads in attention, tokens under SP) they
-must not. `own_stream` gives a rank its own draws for the second case and leaves the shared generator in step. All of it
-follows from the default generator's state, which recomputation restores.
+The ranks of one TP group keep equal default generators (the trainer seeds them so). Where all of
+them hold the same activation they must drop the same elements; where each holds its own part (heads
+in attention, tokens under SP) they must not. `own_stream` gives a rank its own draws for the second
+case and leaves the shared generator in step. All of it follows from the default generator's state,
+which recomputation restores.
 """
 
 from collections.abc import Iterator

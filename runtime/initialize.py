@@ -1,8 +1,8 @@
 """First weights, equal for every layout.
 
-Each parameter is drawn in blocks of rows, and each block from a generator seeded by (seed, name, block). So a rank draws
-only the blocks that its part touches, needs neither the whole model nor a broadcast, and finds the same numbers whatever
-the layout is.
+Each parameter is drawn in blocks of rows, and each block from a generator seeded by (seed, name,
+block). So a rank draws only the blocks that its part touches, needs neither the whole model nor a
+broadcast, and finds the same numbers whatever the layout is.
 """
 
 import hashlib
@@ -21,7 +21,8 @@ INTO_STREAM = ("attention.wo.weight", "feed_forward.w_down.weight")
 def fill(parameters: Mapping[str, nn.Parameter], *, num_layers: int, seed: int) -> None:
     """Fill every parameter in place: norms 1, biases 0, matrices normal.
 
-    What is added into the stream is scaled by 1/sqrt(2 layers), as in GPT-2, so that the stream's size does not grow with depth.
+    What is added into the stream is scaled by 1/sqrt(2 layers), as in GPT-2, so that the stream's
+    size does not grow with depth.
     """
     with torch.no_grad():
         for name, parameter in parameters.items():

@@ -1,7 +1,7 @@
 """The linear layer that tensor parallelism can split, and where a layer's exchanges happen.
 
-Work that is split over tp begins with an `enter` and ends with a `leave`: functions that do nothing on one device, and
-that `runtime.tensor_parallel` replaces by collectives.
+Work that is split over tp begins with an `enter` and ends with a `leave`: functions that do nothing
+on one device, and that `runtime.tensor_parallel` replaces by collectives.
 """
 
 from collections.abc import Callable
@@ -19,14 +19,18 @@ def nothing(x: Tensor) -> Tensor:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return this rank's part of a parameter, which is a DTensor under tp. Its gradient stays this rank's part too."""
+    """Return this rank's part of a parameter, which is a DTensor under tp.
+
+    Its gradient stays this rank's part too.
+    """
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class Linear(nn.Linear):
-    """`x W^T + b`, with W split by rows (outputs), or by columns (inputs) and then `leave` to add up the parts.
+    """`x W^T + b`, W whole, split by rows (outputs), or split by columns (inputs).
 
-    `rows` selects outputs of a weight that is whole on every rank.
+    In the last case `leave` adds up the parts.     `rows` selects outputs of a weight that is whole
+    on every rank.
     """
 
     rows: slice | None = None

@@ -1,8 +1,8 @@
 """Next-token loss: the sum over tokens, to be divided by the tokens of the global batch.
 
-A sum does not care how tokens are split over ranks and micro-batches; a mean of means does. Under TP the logits are split
-over the vocabulary and never gathered: each rank adds up its part of the softmax (loss parallel). With z the logits of
-one token, m their maximum and t the target::
+A sum does not care how tokens are split over ranks and micro-batches; a mean of means does. Under
+TP the logits are split over the vocabulary and never gathered: each rank adds up its part of the
+softmax (loss parallel). With z the logits of one token, m their maximum and t the target::
 
     loss = log(sum exp(z - m)) - (z_t - m)        d loss / d z = softmax(z) - [1 at t]
 
@@ -28,14 +28,19 @@ IGNORED = -100  # a target that does not count
 def token_loss_sum(
     logits_BSV: Tensor, targets_BS: Tensor, mesh: RankMesh, vocab_size: int
 ) -> Tensor:
-    """Sum the cross entropy of this rank's tokens, in float32 at least. Equal on all ranks of a TP group."""
+    """Sum the cross entropy of this rank's tokens, in float32 at least.
+
+    Equal on all ranks of a TP group.
+    """
     dtype = torch.promote_types(logits_BSV.dtype, torch.float32)
     logits_TV, targets_T = logits_BSV.flatten(0, 1).to(dtype), targets_BS.flatten()
     tp = mesh.axis("tp")
     if tp is None:
         return F.cross_entropy(logits_TV, targets_T, reduction="sum", ignore_index=IGNORED)
     first = first_of_part(vocab_size, tp)
-    loss: Tensor = SplitCrossEntropy.apply(logits_TV, targets_T, first, tp.get_group())
+    loss: Tensor = SplitCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        logits_TV, targets_T, first, tp.get_group()
+    )
     return loss
 
 

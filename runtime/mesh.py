@@ -1,12 +1,13 @@
 """The mesh: this rank's place among all ranks, and the process group of every parallel axis.
 
-The layout says which rank sits at which coordinates. torch sorts the ranks of every group, so a `DeviceMesh` over a
-permutation gathers in an order that contradicts its own coordinates. Therefore the permutation is applied one step
-earlier: a rank joins torch's world under its position in the layout, and the mesh over positions is in order. `RANK` keeps
-its meaning everywhere else: in logs, metrics, verdicts.
+The layout says which rank sits at which coordinates. torch sorts the ranks of every group, so a
+`DeviceMesh` over a permutation gathers in an order that contradicts its own coordinates. Therefore
+the permutation is applied one step earlier: a rank joins torch's world under its position in the
+layout, and the mesh over positions is in order. `RANK` keeps its meaning everywhere else: in logs,
+metrics, verdicts.
 
-Axes are put in the order of AXES whatever the layout's order was: transposing an array changes none of its groups, and
-torch wants data axes before `tp`.
+Axes are put in the order of AXES whatever the layout's order was: transposing an array changes none
+of its groups, and torch wants data axes before `tp`.
 """
 
 import os
@@ -26,7 +27,7 @@ from parctl.topology.layout import Layout
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankMesh:
-    """`sizes` and `coordinates` name every axis of AXES: an absent axis has size 1 and coordinate 0."""
+    """All axes of AXES are in `sizes` and `coordinates`: an absent one has size 1, coordinate 0."""
 
     rank: int  # RANK, not torch's
     device: torch.device
@@ -64,9 +65,9 @@ class RankMesh:
 
 
 def choose_device() -> torch.device:
-    """Return the accelerator of LOCAL_RANK (the launcher's mask decides which that is), else the CPU.
+    """Return the accelerator of LOCAL_RANK, else the CPU.
 
-    The launcher hides accelerators from CPU layouts through the mask.
+    The launcher's device mask decides which accelerator that is, and hides all from CPU layouts.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
@@ -76,9 +77,9 @@ def choose_device() -> torch.device:
 
 
 def join_world(layout: Layout, device: torch.device, timeout: timedelta) -> None:
-    """Meet all ranks at MASTER_ADDR:MASTER_PORT, where RANK 0 listens, and become torch's rank `position`."""
+    """Meet all ranks where RANK 0 listens, and become torch's rank of our place in the layout."""
     rank = int(os.environ["RANK"])
-    store = dist.TCPStore(
+    store = dist.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         layout.world_size,
@@ -97,7 +98,8 @@ def join_world(layout: Layout, device: torch.device, timeout: timedelta) -> None
 def build_mesh(layout: Layout, device: torch.device, *, wrap_alone: bool) -> RankMesh:
     """Build the groups of every axis. All ranks call it at the same time, after `join_world`.
 
-    `wrap_alone` keeps an `fsdp` axis of size 1 when there is no data axis, so that mixed precision has its wrapper.
+    `wrap_alone` keeps an `fsdp` axis of size 1 when there is no data axis, so that mixed precision
+    has its wrapper.
     """
     sizes = {name: layout.axes.get(name, 1) for name in AXES}
     assert prod(sizes.values()) == layout.world_size, (sizes, layout.world_size)

@@ -13,7 +13,10 @@ import torch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepMetrics:
-    """Rates cover the steps since the line before. None: not known, or not measured in this step."""
+    """Rates cover the steps since the line before.
+
+    None: not known, or not measured in this step.
+    """
 
     run: str
     attempt: int
@@ -34,8 +37,8 @@ class StepMetrics:
     def log_line(self, steps: int) -> str:
         """Return what people read.
 
-        >>> metrics.log_line(200)
-        'step 10/200 loss 4.1234 grad_norm 1.23 lr 3.0e-04 12,345 tok/s 0.01 TFLOP/s mfu -- mem 0.3 GiB'
+        >>> metrics.log_line(200) 'step 10/200 loss 4.1234 grad_norm 1.23 lr 3.0e-04 12,345 tok/s
+        0.01 TFLOP/s mfu -- mem 0.3 GiB'
         """
         tflops = (
             "--" if self.model_tflops_per_gpu is None else format_rate(self.model_tflops_per_gpu)

@@ -1,7 +1,7 @@
 """AdamW (1711.05101) with warm-up, cosine decay and clipping by the global gradient norm.
 
-Weight decay applies to matrices, not to norms and biases. Clipping works on local parts, so it does not care on how many
-meshes the parameters live.
+Weight decay applies to matrices, not to norms and biases. Clipping works on local parts, so it does
+not care on how many meshes the parameters live.
 """
 
 import math
@@ -20,7 +20,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 def make_optimizer(
     parameters: Mapping[str, nn.Parameter], spec: OptimizerSpec
 ) -> torch.optim.AdamW:
-    """Return AdamW with its state already there (zeros), so that a checkpoint can be read into it."""
+    """Return AdamW with its state there (zeros), so that a checkpoint can be read into it."""
     decayed = [parameter for parameter in parameters.values() if parameter.dim() >= 2]
     plain = [parameter for parameter in parameters.values() if parameter.dim() < 2]
     optimizer = torch.optim.AdamW(
@@ -48,7 +48,7 @@ def set_step(optimizer: torch.optim.AdamW, step: int) -> None:
 
 
 def learning_rate(spec: OptimizerSpec, step: int, steps: int) -> float:
-    """Rate of `step` (the first is 1): linear up to `lr`, then a cosine down to `min_lr` at the last step."""
+    """Rate of `step` (the first is 1): linear up to `lr`, a cosine to `min_lr` at the last step."""
     if step < spec.warmup_steps:
         return spec.lr * step / spec.warmup_steps
     progress = (step - spec.warmup_steps) / max(1, steps - spec.warmup_steps)
@@ -79,7 +79,7 @@ def own_gradients(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
 def own_square_sum(
     parameters: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor], mesh: RankMesh
 ) -> Tensor:
-    """This rank's share of the squared gradient norm, in float64: added up over all ranks it is the whole.
+    """This rank's share of the squared gradient norm, in float64. All shares add up to it.
 
     A part that several ranks hold is divided among them.
     """
@@ -103,6 +103,6 @@ def num_holders(parameter: Tensor, mesh: RankMesh) -> int:
 
 
 def clip(gradients: Mapping[str, Tensor], norm: float, max_norm: float) -> None:
-    """Scale the gradients down in place so that their global norm is at most `max_norm`; 0 means never."""
+    """Scale the gradients down in place to a global norm of at most `max_norm`; 0 means never."""
     if 0 < max_norm < norm:
         torch._foreach_mul_(list(gradients.values()), max_norm / norm)

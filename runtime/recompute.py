@@ -1,9 +1,9 @@
-"""Recomputation of activations (1604.06174): keep less from the forward pass, compute it again in the backward pass.
+"""Recomputation of activations (1604.06174): keep less, and compute it again in the backward pass.
 
 - `full`: a block keeps its input only.
-- `selective`: a block keeps the results of matmuls, attention and reductions over tp, which are dear to repeat, and
-  recomputes norms, rotary embedding, activations, casts and the gathering of tokens under SP, which are cheap for the
-  memory they free.
+- `selective`: a block keeps the results of matmuls, attention and reductions over tp, which are
+  dear to repeat, and recomputes norms, rotary embedding, activations, casts and the gathering of
+  tokens under SP, which are cheap for the memory they free.
 """
 
 from typing import Any
@@ -40,11 +40,14 @@ def keep_dear(context: Any, operation: Any, *args: Any, **kwargs: Any) -> Checkp
 
 
 def selective_contexts() -> Any:
-    return create_selective_checkpoint_contexts(keep_dear)
+    return create_selective_checkpoint_contexts(keep_dear)  # type: ignore[no-untyped-call]
 
 
 def apply(model: Transformer, recompute: Recompute) -> None:
-    """Wrap every block. Parameter names gain WRAPPER_PREFIX, which `canonical_name` takes off again."""
+    """Wrap every block.
+
+    Parameter names gain WRAPPER_PREFIX, which `canonical_name` takes off again.
+    """
     if recompute == "none":
         return
     for index, block in enumerate(model.blocks):
@@ -56,7 +59,7 @@ def apply(model: Transformer, recompute: Recompute) -> None:
 
 
 def canonical_name(name: str) -> str:
-    """Return the name that a parameter has in the plain model, which is its name in every checkpoint.
+    """Return the name of a parameter in the plain model, which is its name in checkpoints.
 
     >>> canonical_name("blocks.0._checkpoint_wrapped_module.attention.wq.weight")
     'blocks.0.attention.wq.weight'

@@ -1,7 +1,7 @@
 """Rotary position embedding (2104.09864), with the frequency scaling of Llama 3.1 (2407.21783).
 
-Element i of a head's first half and element i of its second half form one plane, rotated by `position * theta^(-2i/R)`.
-This pairing is Hugging Face's, so weights move over without permuting.
+Element i of a head's first half and element i of its second half form one plane, rotated by
+`position * theta^(-2i/R)`. This pairing is Hugging Face's, so weights move over without permuting.
 
 Shapes: B batch, S sequence, N heads, H head_dim, R rotated part of H.
 """
@@ -26,8 +26,8 @@ def frequencies(model: ModelSpec) -> Tensor:
 def scale(plain: Tensor, scaling: Mapping[str, float]) -> Tensor:
     """Stretch slow waves by `factor`, keep fast ones, and blend between.
 
-    A wave is slow when the original context holds fewer than `low_freq_factor` of its periods, fast when it holds more
-    than `high_freq_factor`.
+    A wave is slow when the original context holds fewer than `low_freq_factor` of its periods, fast
+    when it holds more than `high_freq_factor`.
     """
     periods = scaling["original_max_seq_len"] * plain / (2 * math.pi)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]

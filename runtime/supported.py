@@ -14,8 +14,9 @@ WORKS_TODAY = (
 def refuse_unbuilt(recipe: Recipe, degrees: Mapping[str, int]) -> None:
     """Raise NotBuiltError that names every part of `recipe` which this version cannot run.
 
-    `degrees` are the sizes of the mesh axes (`plan.layout.axes`), plus `ep` when experts are spread. A script is the user's
-    own program, so nothing is refused for it. Sizes that do not divide raise UsageError.
+    `degrees` are the sizes of the mesh axes (`plan.layout.axes`), plus `ep` when experts are
+    spread. A script is the user's own program, so nothing is refused for it. Sizes that do not
+    divide raise UsageError.
     """
     if recipe.task == "script":
         return

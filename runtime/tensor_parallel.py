@@ -1,19 +1,22 @@
 """Tensor parallelism (1909.08053), with sequence parallelism (2205.05198) when asked.
 
-The first projection of a pair is split by outputs, the second by inputs, so a pair of matmuls needs one exchange::
+The first projection of a pair is split by outputs, the second by inputs, so a pair of matmuls needs
+one exchange::
 
     TP     x ----copy----> split outputs, split inputs --reduce--> x
     TP+SP  x/tp --gather-> split outputs, split inputs --scatter-> x/tp
 
-Under SP the stream between the pairs holds S/tp tokens per rank, so norms and dropout are split too. The embedding is
-split over the vocabulary, the head over its outputs: logits stay split (`runtime.loss`).
+Under SP the stream between the pairs holds S/tp tokens per rank, so norms and dropout are split
+too. The embedding is split over the vocabulary, the head over its outputs: logits stay split
+(`runtime.loss`).
 
-Parameters are DTensors, so that FSDP, the optimizer and checkpoints know their whole shapes; the arithmetic runs on local
-tensors, because dispatching every operation through DTensor took half of a small model's step.
+Parameters are DTensors, so that FSDP, the optimizer and checkpoints know their whole shapes; the
+arithmetic runs on local tensors, because dispatching every operation through DTensor took half of a
+small model's step.
 
-Parameters that are whole on every rank but see only a part of the work (norms, positions and biases of the stream under
-SP, shared key and value heads) end a backward pass with a part of their gradient. Their names are returned, and
-`sum_gradients` adds them up in one all-reduce per step.
+Parameters that are whole on every rank but see only a part of the work (norms, positions and biases
+of the stream under SP, shared key and value heads) end a backward pass with a part of their
+gradient. Their names are returned, and `sum_gradients` adds them up in one all-reduce per step.
 """
 
 from collections.abc import Iterable
@@ -69,11 +72,12 @@ def apply(model: Transformer, tp: DeviceMesh, *, sequence_parallel: bool) -> fro
 
 
 def call(function: type[torch.autograd.Function], group: dist.ProcessGroup, x: Tensor) -> Tensor:
-    return cast(Tensor, function.apply(x, group))
+    result: Tensor = function.apply(x, group)  # type: ignore[no-untyped-call]
+    return result
 
 
 def split(linear: Linear, tp: DeviceMesh, dim: Placement, leave: Exchange | None = None) -> None:
-    """Split a linear layer by outputs, or by inputs: then its parts `leave` to be added up, and the bias stays whole."""
+    """Split a layer by outputs, or by inputs: then `leave` adds up parts, and the bias is whole."""
     set_parameter(linear, "weight", distribute_tensor(linear.weight.data, tp, [dim]))
     if dim == INPUTS:
         assert leave
@@ -87,7 +91,8 @@ def split_attention(
 ) -> None:
     """Give each rank its heads.
 
-    With fewer key/value heads than ranks their weights stay whole, and a rank computes the one that its queries attend to.
+    With fewer key/value heads than ranks their weights stay whole, and a rank computes the one that
+    its queries attend to.
     """
     tp_rank, tp_size = tp.get_local_rank(), tp.size()
     attention.tp_rank = tp_rank
@@ -117,7 +122,7 @@ def first_of_part(size: int, tp: DeviceMesh) -> int:
 
 
 def make_whole(model: Transformer, tp: DeviceMesh) -> None:
-    """Put every parameter that is not split on the mesh as well, whole on every rank: all then live on one mesh."""
+    """Put the parameters that are not split on the mesh too: all then live on one mesh."""
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if not isinstance(parameter, DTensor):

@@ -1,4 +1,7 @@
-"""Tokenizers: text to token ids. `byte` needs nothing; any Hugging Face `tokenizer.json` needs the `tokenizers` package."""
+"""Tokenizers: text to token ids.
+
+`byte` needs nothing; any Hugging Face `tokenizer.json` needs the package `tokenizers`.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +25,10 @@ class Tokenizer(Protocol):
 
 
 class ByteTokenizer:
-    """One id per UTF-8 byte. Id 0 ends a document: text files that hold a NUL byte are refused as binary."""
+    """One id per UTF-8 byte.
+
+    Id 0 ends a document: text files that hold a NUL byte are refused as binary.
+    """
 
     num_ids = 256
 

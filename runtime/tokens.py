@@ -1,7 +1,8 @@
 """Token streams: all documents end to end, on disk, read by position.
 
-Text is tokenised once per node into a file of the run directory, which every rank then maps into memory; a tokenised file
-of the user's (`.bin`) is mapped as it is: little-endian uint16 ids, or uint32 when the vocabulary has more than 65,536.
+Text is tokenised once per node into a file of the run directory, which every rank then maps into
+memory; a tokenised file of the user's (`.bin`) is mapped as it is: little-endian uint16 ids, or
+uint32 when the vocabulary has more than 65,536.
 """
 
 import hashlib
@@ -80,7 +81,10 @@ def open_stream(
     leader: bool,
     barrier: Callable[[], None],
 ) -> TokenStream:
-    """Open `sources` as one stream. Every rank calls it; the leader of each node tokenises, the others wait for it."""
+    """Open `sources` as one stream.
+
+    Every rank calls it; the leader of each node tokenises, the others wait for it.
+    """
     files = list_files(sources)
     formats = {file_format(path, spec) for path in files}
     if "bin" in formats and len(formats) > 1:

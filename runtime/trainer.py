@@ -1,4 +1,7 @@
-"""The training loop. `train` is the whole of it; the functions below are its verbs, in the order it uses them."""
+"""The training loop.
+
+`train` is the whole of it; the functions below are its verbs, in the order it uses them.
+"""
 
 import hashlib
 from dataclasses import dataclass
@@ -97,7 +100,8 @@ def train(training: Training, *, stop: StopRequest) -> Outcome:
 def resume(training: Training) -> int:
     """Load the newest complete checkpoint where there is one. Returns the first step to make.
 
-    A run continues its own checkpoints always, those of another run when `checkpoint.resume` says so.
+    A run continues its own checkpoints always, those of another run when `checkpoint.resume` says
+    so.
     """
     whole, torn = training.checkpoints.complete()
     for path in torn:
@@ -129,7 +133,10 @@ def resume(training: Training) -> int:
 
 
 def accumulate_gradients(training: Training, step: int) -> Tensor:
-    """Run all micro-batches of one step. Returns the loss sum over this rank's tokens, divided by the global tokens."""
+    """Run all micro-batches of one step.
+
+    Returns the loss sum over this rank's tokens, divided by the global tokens.
+    """
     spec, model = training.spec, training.model
     num_tokens = spec.global_batch * spec.seq_len
     num_micro_batches = spec.global_batch // (spec.micro_batch * model.mesh.data_size)
@@ -177,7 +184,7 @@ def update_weights(training: Training, step: int, grad_norm: float) -> float:
 
 
 def validate(training: Training, batches: Batches) -> float:
-    """Mean loss over `validate_batches` global batches of the validation tokens, always the same ones."""
+    """Mean loss over the first `validate_batches` global batches of the validation tokens."""
     model = training.model
     model.module.eval()
     total = torch.zeros((), dtype=torch.float64, device=model.mesh.device)
@@ -221,7 +228,7 @@ def cursor_before(spec: TrainSpec, step: int) -> int:
 
 
 def seed_dropout(seed: int, step: int, micro_batch: int, data_rank: int) -> None:
-    """Seed the default generator: equal in a TP group, different between data ranks, the same again after a resume."""
+    """Seed the default generator: equal in a TP group, else different, the same after a resume."""
     key = f"{seed}:{step}:{micro_batch}:{data_rank}"
     torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
 
@@ -269,7 +276,10 @@ def open_batches(
     *,
     leader: bool,
 ) -> tuple[Batches, Batches | None]:
-    """Open training and validation data. Without validation files the end of the training tokens is held out."""
+    """Open training and validation data.
+
+    Without validation files the end of the training tokens is held out.
+    """
 
     def stream(sources: tuple[str, ...]):  # type: ignore[no-untyped-def]
         return open_stream(

@@ -3,11 +3,12 @@
     tokens -> embedding (+ learned positions) -> blocks -> final norm -> head -> logits
     block:  x + attention(norm(x)), then x + feed_forward(norm(x))
 
-Nothing here knows about parallelism, except where exchanges between ranks will happen (`enter`, `leave`) and that a rank
-reads its own part of a weight (`local`). Parameter names stay those of this file in every checkpoint.
+Nothing here knows about parallelism, except where exchanges between ranks will happen (`enter`,
+`leave`) and that a rank reads its own part of a weight (`local`). Parameter names stay those of
+this file in every checkpoint.
 
-Shapes: B batch, S sequence, D dim, F ffn_dim, V vocabulary. Under SP the stream between `leave` and `enter` holds S/tp
-tokens.
+Shapes: B batch, S sequence, D dim, F ffn_dim, V vocabulary. Under SP the stream between `leave` and
+`enter` holds S/tp tokens.
 """
 
 import torch
@@ -38,7 +39,10 @@ class Norm(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Token embedding. With the vocabulary split over tp, tokens of other ranks look up zeros and `leave` adds up."""
+    """Token embedding.
+
+    With the vocabulary split over tp, tokens of other ranks look up zeros and `leave` adds up.
+    """
 
     first_row: int | None = None  # of this rank's part of the vocabulary
 
@@ -116,7 +120,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Maps tokens `[B, S]` to logits `[B, S, V]`; under TP, V counts this rank's part of the vocabulary."""
+    """Maps tokens `[B, S]` to logits `[B, S, V]`. Under TP, V is this rank's part of them."""
 
     def __init__(self, model: ModelSpec) -> None:
         super().__init__()
@@ -131,7 +135,10 @@ class Transformer(nn.Module):
         self.tie()
 
     def tie(self) -> None:
-        """Let the head use the embedding's weight when the model says so. Its one name is `embedding.weight`."""
+        """Let the head use the embedding's weight when the model says so.
+
+        Its one name is `embedding.weight`.
+        """
         if self.model.tied_embeddings:
             self.head.weight = self.embedding.weight
 

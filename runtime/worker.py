@@ -1,7 +1,8 @@
 """One rank, from its environment to its exit code. `run_rank` is what every back end starts.
 
-Exit codes: 0 finished, 143 saved on SIGTERM and left, 75 the fault was another rank's or the network's and a retry may
-help, 1 otherwise. A failure also writes torchelastic's error file, from which the launcher makes its verdict.
+Exit codes: 0 finished, 143 saved on SIGTERM and left, 75 the fault was another rank's or the
+network's and a retry may help, 1 otherwise. A failure also writes torchelastic's error file, from
+which the launcher makes its verdict.
 """
 
 import json
@@ -14,7 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 
-import torch
+import torch._dynamo  # noqa: F401 - the first hook of FSDP would import it, in every rank
 import torch.distributed as dist
 
 from parctl.errors import ParctlError
@@ -31,7 +32,10 @@ PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "gloo/tran
 
 
 class TermSignal:
-    """Remembers SIGTERM. The loop asks after every step, so that all ranks leave at the same one."""
+    """Remembers SIGTERM.
+
+    The loop asks after every step, so that all ranks leave at the same one.
+    """
 
     def __init__(self) -> None:
         self._received = False
@@ -59,7 +63,6 @@ def run_rank(plan_path: Path, run_dir: Path) -> int:
 def run_plan(plan: Plan, run_dir: Path, stop: TermSignal) -> Outcome:
     """Join the other ranks, train, and leave in order."""
     assert plan.recipe.train and plan.recipe.checkpoint
-    torch.use_deterministic_algorithms(True, warn_only=True)
     device = choose_device()
     join_world(plan.layout, device, START_TIMEOUT)
     mesh = build_mesh(plan.layout, device, wrap_alone=plan.recipe.train.precision == "bf16")

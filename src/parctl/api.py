@@ -58,12 +58,12 @@ def plan(
     backend: str = "local",
 ) -> Plan:
     """Lay a recipe out on a cluster (None: this machine) and estimate it."""
+    from parctl.planner.cluster import cluster_for
     from parctl.planner.make import make_plan
-    from parctl.topology.discover import discover
 
     if isinstance(recipe, str):
         recipe = load(recipe)
-    return make_plan(recipe, discover(cluster, num_devices=num_devices), backend=backend)
+    return make_plan(recipe, cluster_for(recipe, cluster, num_devices), backend=backend)
 
 
 def launch(plan: Plan, *, run_id: str | None = None, force: bool = False) -> Run:

@@ -75,6 +75,13 @@ def test_the_named_change_really_fits(line: str, cluster: str) -> None:
     assert plan(line, cluster, *change.options).memory["fits"] is True
 
 
+def test_no_change_breaks_the_hard_rule() -> None:
+    # tp 8 would fit, but a DGX-1V has full meshes of 4
+    made = plan("llama-3-8b: TP+FSDP", "v100:2x8")
+    assert made.memory["fits"] is False
+    assert smallest_change(made) is None
+
+
 def test_no_change_is_named_when_none_helps() -> None:
     assert smallest_change(plan("llama-3-70b: DP", "h100:1x1", "train.global_batch=1")) is None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from parctl.errors import CannotPlaceError, NotBuiltError
+from parctl.errors import CannotPlaceError, NotBuiltError, UsageError
 from parctl.planner.cluster import cluster_for
 from parctl.planner.make import make_plan
 from parctl.planner.plan import Plan
@@ -101,17 +101,37 @@ def test_a_cpu_has_no_peak() -> None:
     assert plan("tiny-llama", "cpu:1x4").time["peak_flops_per_device"] is None
 
 
-def test_a_program_of_the_user_is_placed_without_a_model(tmp_path: Path) -> None:
+@pytest.fixture
+def script(tmp_path: Path) -> str:
     recipe = tmp_path / "script.yaml"
     recipe.write_text(
         "version: 1\nname: mine\ntask: script\nscript: {command: [python, mine.py]}\n"
-        "parallelism: TP4+DP\n"
     )
-    made = plan(str(recipe), "h100:2x8")
-    assert dict(made.layout.axes) == {"dp": 4, "tp": 4}
-    assert made.layout.ranks == tuple(range(16))
+    return str(recipe)
+
+
+@pytest.mark.parametrize(
+    ("form", "axes"),
+    [
+        ("TP4+DP", {"dp": 4, "tp": 4}),
+        ("TP", {"tp": 8}),
+        ("TP4+PP", {"pp": 4, "tp": 4}),
+        ("HSDP", {"dp": 2, "fsdp": 8}),
+    ],
+)
+def test_a_program_of_the_user_is_placed_without_a_model(
+    script: str, form: str, axes: dict[str, int]
+) -> None:
+    made = plan(script, "h100:2x8", f"parallelism={form}")
+    assert dict(made.layout.axes) == axes
+    assert made.layout.ranks == tuple(range(made.layout.world_size))
     assert made.memory["fits"] is None
     assert made.stages == ()
+
+
+def test_two_open_axes_of_a_program_are_refused(script: str) -> None:
+    with pytest.raises(UsageError, match="without a model nothing says how large tp should be"):
+        plan(script, "h100:2x8", "parallelism=TP+DP")
 
 
 def test_operator_parallelism_is_refused_by_name() -> None:

@@ -1,7 +1,7 @@
-"""Run ranks as forks of the test process: torch is imported once, and a rank starts in milliseconds.
+"""Run ranks as forks of the test process: torch is imported once, a rank starts in milliseconds.
 
-The parent must stay free of threads, so it never computes with torch; even one-process references run in a fork. A rank
-that raises makes the harness end the others and show the first cause.
+The parent must stay free of threads, so it never computes with torch; even one-process references
+run in a fork. A rank that raises makes the harness end the others and show the first cause.
 """
 
 import json
@@ -42,7 +42,9 @@ def fork_ranks(
     timeout_s: float = 60.0,
     while_running: Callable[[list[int]], None] | None = None,
 ) -> list[RankResult]:
-    """Call `function(*arguments)` in `world_size` forks with torchrun's environment. Never raises for a failing rank.
+    """Call `function(*arguments)` in `world_size` forks with torchrun's environment.
+
+    Never raises for a failing rank.
 
     `while_running` is called once with the pids, for tests that send signals.
     """

@@ -1,7 +1,8 @@
 """Every parallel form trains as one process does: loss and gradient norm, step by step.
 
-In float64 both agree to 1e-10 relative, which proves the algebra: only the order of sums differs. In float32 the same order
-of sums leaves 1e-5. The gradient norm is taken before clipping, and would show a mis-scaled gradient that Adam hides.
+In float64 both agree to 1e-10 relative, which proves the algebra: only the order of sums differs.
+In float32 the same order of sums leaves 1e-5. The gradient norm is taken before clipping, and would
+show a mis-scaled gradient that Adam hides.
 """
 
 from collections.abc import Callable
@@ -10,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from parctl.recipes.spec import ModelSpec
 from tests.runtime.harness import read_logs, train_to_end
 from tests.runtime.plans import GPT, LLAMA, plan
+
+from parctl.recipes.spec import ModelSpec
 
 Metrics = list[dict[str, Any]]
 Reference = Callable[..., Metrics]
@@ -132,7 +133,7 @@ def test_llama_equals_one_process_in_float32(
 def test_bfloat16_stays_close_to_one_process(
     form: str, text: Path, tmp_path: Path, one_process: Reference
 ) -> None:
-    """bfloat16 keeps 8 bits (0.4%): partial sums over tp are rounded, so norms agree to 2% and losses to 0.5%."""
+    """bfloat16 keeps 8 bits (0.4%), and sums over tp are rounded: norms to 2%, losses to 0.5%."""
     axes, options = FORMS[form]
     metrics = train_to_end(plan(text, axes, train={"precision": "bf16"}, **options), tmp_path)
     for ours, reference in zip(metrics, one_process(LLAMA, {"precision": "bf16"}), strict=True):

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from tests.runtime.harness import read_logs, run_plan, train_to_end
+from parctl.runtime.worker import run_rank
+from tests.runtime.harness import fork_ranks, read_logs, run_plan, train_to_end
 from tests.runtime.plans import plan
 
 
@@ -84,8 +84,6 @@ def test_a_users_mistake_is_told_without_a_traceback(text: Path, tmp_path: Path)
 
 def test_a_broken_plan_is_refused(text: Path, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(json.dumps({"schema": 99}))
-    from tests.runtime.harness import fork_ranks, run_rank
-
     results = fork_ranks(run_rank, 1, tmp_path, tmp_path / "plan.json", tmp_path)
     assert results[0].value == 1
     assert "plan has schema 99" in error_message(tmp_path, 0)
