@@ -113,7 +113,9 @@ def script_sides(folder: Path, num_ranks: int) -> list[list[str]]:
 
 def collective_sides(folder: Path, num_ranks: int) -> list[list[str]]:
     """The commands that start the bundled runtime; torchrun gets a plan that is made beforehand."""
-    from parctl.launcher.launch import plan_here
+    from parctl.planner.cluster import cluster_for
+    from parctl.planner.make import make_plan
+    from parctl.recipes.loader import load_recipe
 
     hook = folder / "hook"
     hook.mkdir(exist_ok=True)
@@ -121,7 +123,8 @@ def collective_sides(folder: Path, num_ranks: int) -> list[list[str]]:
     rank = folder / "rank.py"
     rank.write_text(TORCHRUN_RANK)
     overrides = [f"parallelism=TP2+SP+FSDP{num_ranks // 2}", "train.micro_batch=1"]
-    plan = plan_here("tiny-llama", overrides=overrides, num_devices=None, backend="local")
+    recipe = load_recipe("tiny-llama", overrides)
+    plan = make_plan(recipe, cluster_for(recipe, None))
     plan_file = folder / f"plan-{num_ranks}.json"
     plan_file.write_text(json.dumps(plan.to_json()))
     sets = [word for override in overrides for word in ("--set", override)]
@@ -169,7 +172,9 @@ def _measure(command: list[str], num_ranks: int) -> tuple[float, float]:
             "PYTHONDONTWRITEBYTECODE": "",  # compiled files are kept, as they are for users
         }
         used, began = _cpu_of_children(), time.time()
-        subprocess.run(command, env=environment, capture_output=True, check=True)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise SystemExit(f"{' '.join(command)} failed: {done.stderr}")
         _until(lambda: len(list(marks.glob("rank-*[0-9]"))) == num_ranks)
         _reap()
         times = [float(mark.read_text()) for mark in marks.glob("rank-*[0-9]")]

@@ -39,25 +39,33 @@ def launch(
     cancels the run (training saves a checkpoint), a second one leaves at once.
     """
     from parctl.cli.output import check_format, note, print_document
-    from parctl.launcher.launch import plan_here, prepare
+    from parctl.launcher.launch import prepared_launch
 
     check_format(output, ("yaml", "json"))
     overrides = [*set_, *([f"name={name}"] if name else [])]
-    plan = plan_here(recipe, overrides=overrides, num_devices=devices, backend=backend)
-    prepared = prepare(plan, run_id=run_id, force=force)
-    if dry_run:
-        for document in prepared.manifests.documents:
-            print_document(document, output)
-        return 0
-    for sentence in plan.recipe.notes:
-        note(sentence)
-    reference = prepared.backend.submit(prepared.manifests)
+    with prepared_launch(
+        recipe,
+        overrides=overrides,
+        num_devices=devices,
+        backend=backend,
+        run_id=run_id,
+        force=force,
+        ahead=not dry_run,
+    ) as prepared:
+        owner, manifests = prepared.backend, prepared.manifests
+        if dry_run:
+            for document in manifests.documents:
+                print_document(document, output)
+            return 0
+        for sentence in manifests.plan.recipe.notes:
+            note(sentence)
+        reference = owner.submit(manifests)
     typer.echo(reference.run_id)
     if not reference.created:
         note("this run exists already with the same plan; nothing was started")
     if follow:
         from parctl.cli.follow import follow_run
 
-        return follow_run(prepared.backend, reference.run_id)
+        return follow_run(owner, reference.run_id)
     note(f"it runs by itself; follow it with: `parctl logs {reference.run_id} --follow`")
     return 0

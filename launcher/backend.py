@@ -9,11 +9,13 @@ One state machine serves all of them::
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
 from parctl.planner.plan import Plan
+from parctl.recipes.spec import Recipe
 
 
 class State(StrEnum):
@@ -105,6 +107,8 @@ class Diagnosis:
 class Backend(Protocol):
     """Errors: BackendError when unreachable, UnknownRunError for an unknown id."""
 
+    # what can begin before there is a plan; undone unless the run is submitted inside the `with`
+    def head_start(self, recipe: Recipe, run_id: str) -> AbstractContextManager[None]: ...
     def render(self, plan: Plan, run_id: str) -> Manifests: ...
     def submit(self, manifests: Manifests) -> RunRef: ...
     def status(self, run_id: str) -> RunStatus: ...

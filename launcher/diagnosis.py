@@ -29,7 +29,7 @@ def diagnose(run: RunDirectory, status: RunStatus) -> Diagnosis:
         )
     if status.state is State.RUNNING:
         return _running(run, status)
-    lines = last_lines(run.path / "logs" / "forkserver.log", 3)
+    lines = last_lines(run.forkserver_log, 3)
     return Diagnosis(
         sentence=f"the run is {status.state}: {_placing(status)}",
         fix=fix_for("\n".join(lines)),

@@ -12,8 +12,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from parctl.errors import BackendError, UnknownRunError, UsageError
@@ -32,6 +34,7 @@ from parctl.launcher.processes import kill_run, this_machine, this_process
 from parctl.launcher.run_directory import Record, RunDirectory, run_directories, runs_root
 from parctl.launcher.run_id import check_run_id
 from parctl.planner.plan import Plan
+from parctl.recipes.spec import Recipe
 
 CANCEL_S = 4.2  # from the call until the supervisor itself is killed; 5 s are promised
 TAKE_OVER_S = 2.0  # a supervisor that is being started has so long to take its run over
@@ -39,6 +42,29 @@ POLL_S = 0.05
 
 
 class LocalBackend:
+    def __init__(self) -> None:
+        self._ahead: subprocess.Popen[bytes] | None = None  # a supervisor that awaits its run
+
+    @contextmanager
+    def head_start(self, recipe: Recipe, run_id: str) -> Iterator[None]:
+        """Have the supervisor import torch while the plan is still being made.
+
+        Nothing stays of it when no run of that id is submitted inside the `with`.
+        """
+        run = RunDirectory(runs_root() / run_id)
+        # torch is to be imported in the environment of the ranks, so only where that is known
+        plain = recipe.script is None and not recipe.launch.env and not recipe.launch.secrets
+        if plain and find_spec("torch") is not None and not run.path.exists():
+            with suppress(OSError):  # `submit` will say what is wrong with the directory
+                run.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._ahead = _spawn_supervisor(run, run.ahead_log, "--ahead")
+        try:
+            yield
+        finally:
+            if self._ahead is not None:
+                self._ahead.communicate()  # closes its stdin: it leaves
+                self._ahead = None
+
     def render(self, plan: Plan, run_id: str) -> Manifests:
         from parctl.launcher.local_manifest import local_document
 
@@ -61,7 +87,8 @@ class LocalBackend:
                 hint="XDG_STATE_HOME says where runs are kept",
             ) from error
         if created:
-            _start_supervisor(run)
+            supervisor, self._ahead = self._ahead, None
+            _await_supervisor(run, supervisor or _spawn_supervisor(run, run.supervisor_log))
         return RunRef(run_id=run.run_id, backend="local", created=created)
 
     def status(self, run_id: str) -> RunStatus:
@@ -222,20 +249,25 @@ def _first_record(run_id: str, plan: Plan) -> Record:
     )
 
 
-def _start_supervisor(run: RunDirectory) -> None:
-    """Start the supervisor in a session of its own and wait until it looks after the run."""
+def _spawn_supervisor(run: RunDirectory, log: Path, *options: str) -> subprocess.Popen[bytes]:
+    """Start the supervisor in a session of its own."""
     # a launch from within a rank starts a run of its own, not a part of the outer one
     environment = {key: value for key, value in os.environ.items() if not _marks_a_run(key)}
-    with run.supervisor_log.open("ab") as log:
-        first = subprocess.Popen(
-            [sys.executable, "-P", "-m", "parctl.launcher.supervisor", str(run.path)],
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "parctl.launcher.supervisor", str(run.path), *options],
             env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdin=subprocess.PIPE,
+            stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    if first.wait() != 0:
+
+
+def _await_supervisor(run: RunDirectory, supervisor: subprocess.Popen[bytes]) -> None:
+    """Tell the supervisor to go on, and wait until it looks after the run."""
+    supervisor.communicate(b".")
+    if supervisor.returncode != 0:
         raise BackendError(
             f"the supervisor of run `{run.run_id}` did not start",
             hint=f"`{run.supervisor_log}` says why",

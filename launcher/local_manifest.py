@@ -14,6 +14,11 @@ from parctl.topology.layout import Slot
 
 SCHEMA = 1
 FORK_COMMAND = ("python", "-m", "parctl.runtime.forkserver")
+ENVIRONMENT_DEFAULTS = {
+    "OMP_NUM_THREADS": "1",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "PYTHONUNBUFFERED": "1",
+}
 # what the supervisor sets itself, by attempt
 AT_START = {
     "MASTER_PORT": "a free port, held by the supervisor as long as the attempt lasts",
@@ -55,11 +60,7 @@ def local_document(plan: Plan, run_id: str) -> dict[str, Any]:
         "steps": recipe.train.steps if recipe.train else None,
         "env": {**given, **common},
         # set only where the launcher's environment and `env` do not
-        "env_defaults": {
-            "OMP_NUM_THREADS": "1",
-            "GLOO_SOCKET_IFNAME": "lo",
-            "PYTHONUNBUFFERED": "1",
-        },
+        "env_defaults": dict(ENVIRONMENT_DEFAULTS),
         "at_start": dict(AT_START),
         "secrets": {name: secret.from_env for name, secret in recipe.launch.secrets.items()},
         "ranks": ranks,
@@ -88,9 +89,11 @@ def _common_environment(plan: Plan, run_id: str) -> dict[str, str]:
 
 
 def device_mask(plan: Plan) -> str | None:
-    """Return the devices in the order of local ranks, which LOCAL_RANK indexes; None: CPUs."""
-    if plan.topology.get("kind") != "gpu":
-        return None
+    """Return the devices in the order of local ranks, which LOCAL_RANK indexes; None: unknown."""
+    kind = plan.topology.get("kind")
+    if kind != "gpu":
+        # a plan for CPUs is for CPUs also on a machine with GPUs
+        return "" if kind == "cpu" else None
     slots = sorted(plan.layout.slots, key=lambda slot: slot.local_rank)
     return ",".join(str(slot.gpu) for slot in slots)
 

@@ -123,14 +123,19 @@ class ForkStarter:
         self._waiting: set[int] = set()
 
     def start(self, ranks: Sequence[RankStart]) -> None:
-        """Raises OSError when the fork server has gone."""
+        """Order the ranks; if the fork server has gone, its exit says so."""
         order = [
             {"rank": rank.rank, "environment": dict(rank.environment), "log": str(rank.log)}
             for rank in ranks
         ]
         self._waiting = {rank.rank for rank in ranks}
-        self._orders.write(json.dumps(order) + "\n")
-        self._orders.flush()
+        with suppress(BrokenPipeError):
+            self._orders.write(json.dumps(order) + "\n")
+            self._orders.flush()
+
+    def move_log(self, path: Path) -> None:
+        self._log.rename(path)
+        self._log = path
 
     def started(self) -> Iterator[Started]:
         for news in self._read():

@@ -85,6 +85,15 @@ class RunDirectory:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
+    @property
+    def forkserver_log(self) -> Path:
+        return self.path / "logs" / "forkserver.log"
+
+    @property
+    def ahead_log(self) -> Path:
+        """Where a supervisor writes that was started before there is a run directory."""
+        return self.path.with_name(f".ahead-{self.run_id}.log")
+
     def logs(self, attempt: int) -> Path:
         return self.path / "logs" / f"attempt-{attempt}"
 

@@ -29,6 +29,7 @@ from parctl.launcher.attempt import Attempt, Outcome
 from parctl.launcher.backend import RankStatus, State, Verdict
 from parctl.launcher.children import Children
 from parctl.launcher.guard import GRACE_S, start_guard
+from parctl.launcher.local_manifest import ENVIRONMENT_DEFAULTS
 from parctl.launcher.processes import (
     Process,
     adopt_orphans,
@@ -44,14 +45,25 @@ from parctl.recipes.spec import from_json
 from parctl.topology.layout import Layout
 
 READY = b"."
+GO = b"."  # the launcher has submitted the run
+AHEAD = "--ahead"  # the run directory is still to come
 LAST_WRITE_S = 60.0  # how long the end of a run waits for room on a full disk
 
 
 class Supervisor:
     """One run from its first attempt to its end."""
 
-    def __init__(self, run: RunDirectory, record: Record, children: Children, guard: int) -> None:
+    def __init__(
+        self,
+        *,
+        run: RunDirectory,
+        record: Record,
+        children: Children,
+        guard: int,
+        starter: Starter | None,  # one that was started ahead
+    ) -> None:
         self._run, self._record, self._children, self._guard = run, record, children, guard
+        self._starter = starter
         self._manifest = _read_manifest(run.manifest)
         self._secrets = secret_values(self._manifest["secrets"], os.environ)
         self._environment = self._rank_environment()
@@ -60,12 +72,11 @@ class Supervisor:
     def supervise(self) -> None:
         timeout_s = self._manifest["timeout_s"]
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        starter: Starter | None = None
         for number in range(1, self._manifest["retries"] + 2):
-            if starter is None or not starter.usable:
-                starter = self._starter()
+            if self._starter is None or not self._starter.usable:
+                self._starter = self._new_starter()
             self._say(f"attempt {number} starts")
-            outcome = self._attempt(number, starter, deadline)
+            outcome = self._attempt(number, self._starter, deadline)
             verdict = None if outcome.succeeded or outcome.cancelled else self._verdict(outcome)
             if verdict is None:
                 self._end(State.CANCELLED if outcome.cancelled else State.SUCCEEDED, None)
@@ -78,8 +89,8 @@ class Supervisor:
                 self._end(state, verdict)
                 break
             self._change(state=State.RESTARTING, restarts=number)
-        if starter is not None:
-            starter.close()
+        if self._starter is not None:
+            self._starter.close()
 
     def _attempt(self, number: int, starter: Starter, deadline: float | None) -> Outcome:
         self._change(state=State.PLACING, attempt=number, ranks=(), processes=())
@@ -100,14 +111,14 @@ class Supervisor:
         )
         return attempt.run()
 
-    def _starter(self) -> Starter:
+    def _new_starter(self) -> Starter:
         if self._manifest["start"] == "command":
             return CommandStarter(self._manifest["command"], self._manifest["workdir"])
         return ForkStarter(
             self._environment,
             plan=self._run.plan,
             run_dir=self._run.path,
-            log=self._run.path / "logs" / "forkserver.log",
+            log=self._run.forkserver_log,
         )
 
     def _rank_environment(self) -> dict[str, str]:
@@ -181,13 +192,37 @@ def main() -> None:
     set_name("parctl-super")
     adopt_orphans()
     children = Children()
+    starter = _start_ahead(run) if AHEAD in sys.argv else None
     guard, dismiss_guard = start_guard(run)
     record = _take_over(run)
     if record is not None:
         os.write(ready_write, READY)
         os.close(ready_write)
-        _supervise(run, record, children, guard)
+        _supervise(run, record, children, guard, starter)
     dismiss_guard()
+
+
+def _start_ahead(run: RunDirectory) -> Starter:
+    """Import torch while the launcher still plans; leave when it submits nothing after all."""
+    starter = ForkStarter(
+        {
+            **ENVIRONMENT_DEFAULTS,
+            **os.environ,
+            "PARCTL_RUN_ID": run.run_id,
+            "PARCTL_RUN_DIR": str(run.path),
+        },
+        plan=run.plan,
+        run_dir=run.path,
+        log=run.ahead_log,
+    )
+    if os.read(0, 1) != GO:
+        run.ahead_log.unlink()
+        os._exit(1)  # takes the fork server along
+    starter.move_log(run.forkserver_log)
+    with run.supervisor_log.open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    return starter
 
 
 def _take_over(run: RunDirectory) -> Record | None:
@@ -201,9 +236,13 @@ def _take_over(run: RunDirectory) -> Record | None:
         return record
 
 
-def _supervise(run: RunDirectory, record: Record, children: Children, guard: int) -> None:
+def _supervise(
+    run: RunDirectory, record: Record, children: Children, guard: int, starter: Starter | None
+) -> None:
     try:
-        Supervisor(run, record, children, guard).supervise()
+        Supervisor(
+            run=run, record=record, children=children, guard=guard, starter=starter
+        ).supervise()
     except Exception as error:
         traceback.print_exc()
         kill_run(run.run_id, run.path, grace_s=GRACE_S)

@@ -175,7 +175,8 @@ def verdict_text(verdict: Verdict) -> str:
     if verdict.victims:
         shown = ", ".join(str(rank) for rank in verdict.victims[:16])
         more = f" and {len(verdict.victims) - 16} more" if len(verdict.victims) > 16 else ""
-        parts.append(f"stopped or failed because of it: ranks {shown}{more}")
+        ranks = "rank" if len(verdict.victims) == 1 else "ranks"
+        parts.append(f"failed because of it: {ranks} {shown}{more}")
     if verdict.last_lines:
         parts.append(f"last lines of rank {verdict.rank}:")
         parts += [f"  {line}" for line in verdict.last_lines]

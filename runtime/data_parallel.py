@@ -26,7 +26,7 @@ def apply(model: Transformer, mesh: RankMesh, *, precision: Precision, zero_stag
     if data is None:
         return
     policy = mixed_precision(precision)
-    for unit in units(model):
+    for unit, freed in units(model):
         if mesh.axis("fsdp") is None:
             replicate(unit, mesh=data, mp_policy=policy)
         else:
@@ -34,7 +34,7 @@ def apply(model: Transformer, mesh: RankMesh, *, precision: Precision, zero_stag
                 unit,
                 mesh=data,
                 mp_policy=policy,
-                reshard_after_forward=zero_stage == 3 and unit is not model,
+                reshard_after_forward=zero_stage == 3 and freed,
             )
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -51,16 +51,16 @@ def mixed_precision(precision: Precision) -> MixedPrecisionPolicy:
     return MixedPrecisionPolicy(cast_forward_inputs=False)
 
 
-def units(model: Transformer) -> list[Any]:
-    """What is gathered at once, innermost first; the model itself takes what is left.
+def units(model: Transformer) -> list[tuple[Any, bool]]:
+    """What is gathered at once, innermost first, and whether it is freed between the passes.
 
-    A head tied to the embedding must be gathered together with it, so both stay in the model's own
-    unit.
+    The backward pass begins where the forward pass ends, so freeing the head would be in vain. A
+    head tied to the embedding must be gathered together with it: both stay in the model's own unit.
     """
-    parts: list[nn.Module | list[nn.Module]] = list(model.blocks)
+    parts: list[tuple[Any, bool]] = [(block, True) for block in model.blocks]
     if not model.model.tied_embeddings:
-        parts += [model.embedding, [model.final_norm, model.head]]
-    return [*parts, model]
+        parts += [(model.embedding, True), ([model.final_norm, model.head], False)]
+    return [*parts, (model, False)]
 
 
 def set_gradient_exchange(model: nn.Module, mesh: RankMesh, *, last: bool) -> None:
@@ -76,3 +76,10 @@ def set_gradient_exchange(model: nn.Module, mesh: RankMesh, *, last: bool) -> No
         model.set_requires_gradient_sync(last)
     elif mesh.axis("dp") is not None:
         model.set_requires_all_reduce(last)
+
+
+def free_gathered(model: nn.Module) -> None:
+    """Free what a forward pass without a backward pass left gathered."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

@@ -33,12 +33,11 @@ def main() -> int:
     plan_path, run_dir = Path(sys.argv[1]), Path(sys.argv[2])
     supervisor = os.getppid()
     orders, news = _take_pipes()
-
+    set_name("parctl-fork")
     # importing makes objects that stay: looking for garbage among them takes a fifth of the time
     gc.disable()
     from parctl.runtime.worker import run_rank
 
-    set_name("parctl-fork")
     gc.freeze()  # a collection in a rank would write to, and so copy, every page of this heap
     for line in orders:
         spawner = os.fork()

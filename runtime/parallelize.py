@@ -8,6 +8,7 @@
 The model is made on the meta device, so no rank ever holds more than its part.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -27,14 +28,15 @@ class ParallelModel:
 
     module: Transformer
     mesh: RankMesh
+    own: Mapping[str, nn.Parameter]
     partial_over_tp: frozenset[str]
 
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """Return this rank's parameters by canonical name, each once."""
-        return {
-            recompute.canonical_name(name): parameter
-            for name, parameter in self.module.named_parameters()
-        }
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """Return this rank's parameters by canonical name, each once.
+
+        The module itself would at times return what FSDP has gathered in their place.
+        """
+        return self.own
 
     def loss_sum(self, batch: MicroBatch) -> Tensor:
         """Run the forward pass. Returns the sum of this rank's token losses."""
@@ -45,9 +47,8 @@ class ParallelModel:
         """Add up what the backward passes left apart."""
         tp = self.mesh.axis("tp")
         if tp is not None:
-            parameters = self.parameters()
             names = sorted(self.partial_over_tp)
-            tensor_parallel.sum_gradients([parameters[name] for name in names], tp)
+            tensor_parallel.sum_gradients([self.own[name] for name in names], tp)
 
 
 def parallelize(
@@ -64,6 +65,6 @@ def parallelize(
     recompute.apply(module, train.recompute)
     data_parallel.apply(module, mesh, precision=train.precision, zero_stage=parallelism.zero_stage)
     module.to_empty(device=mesh.device)
-    result = ParallelModel(module=module, mesh=mesh, partial_over_tp=partial)
-    initialize.fill(result.parameters(), num_layers=model.num_layers, seed=train.seed)
-    return result
+    own = {recompute.canonical_name(name): value for name, value in module.named_parameters()}
+    initialize.fill(own, num_layers=model.num_layers, seed=train.seed)
+    return ParallelModel(module=module, mesh=mesh, own=own, partial_over_tp=partial)

@@ -4,33 +4,28 @@
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from parctl.errors import UsageError
-from parctl.planner.plan import Plan
-from parctl.recipes.spec import CheckpointSpec, DataSpec, ModelSpec, TrainSpec, to_json
+from parctl.recipes.spec import TrainSpec, to_json
 from parctl.runtime import data_parallel
-from parctl.runtime.checkpoint import Checkpoints, Progress, read_progress
+from parctl.runtime.checkpoint import Progress, read_progress
 from parctl.runtime.data import Batches
-from parctl.runtime.mesh import RankMesh, set_timeout
-from parctl.runtime.metrics import Reporter
+from parctl.runtime.mesh import set_timeout
 from parctl.runtime.optimizer import (
     clip,
     learning_rate,
-    make_optimizer,
     own_gradients,
     own_square_sum,
     set_learning_rate,
 )
-from parctl.runtime.parallelize import ParallelModel, parallelize
-from parctl.runtime.tokens import open_stream
+from parctl.runtime.training import Training
 
 
 class Outcome(Enum):
@@ -38,38 +33,11 @@ class Outcome(Enum):
     STOPPED = "stopped"  # asked to leave, saved, and can go on later
 
 
-class StopRequest(Protocol):
-    """Whether this rank was asked to leave."""
+def train(training: Training, *, stop: Callable[[], bool]) -> Outcome:
+    """Train from the newest checkpoint, or from the start, to the last step.
 
-    def __call__(self) -> bool: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
-    """Everything that one rank trains with."""
-
-    plan: Plan
-    model: ParallelModel
-    optimizer: torch.optim.AdamW
-    train_batches: Batches
-    validation_batches: Batches | None
-    checkpoints: Checkpoints
-    reporter: Reporter
-    run: str
-
-    @property
-    def spec(self) -> TrainSpec:
-        assert self.plan.recipe.train
-        return self.plan.recipe.train
-
-    @property
-    def saving(self) -> CheckpointSpec:
-        assert self.plan.recipe.checkpoint
-        return self.plan.recipe.checkpoint
-
-
-def train(training: Training, *, stop: StopRequest) -> Outcome:
-    """Train from the newest checkpoint, or from the start, to the last step."""
+    `stop` says whether this rank was asked to leave.
+    """
     spec, saving, reporter = training.spec, training.saving, training.reporter
     first = resume(training)
     reporter.restart_clock()
@@ -117,7 +85,7 @@ def resume(training: Training) -> int:
             hint="set checkpoint.resume: true to continue it, or name another directory",
         )
     progress = training.checkpoints.load(
-        path, model_spec(training.plan), training.model.parameters(), training.optimizer
+        path, training.model_spec, training.model.parameters(), training.optimizer
     )
     if (progress.seq_len, progress.cursor) != (
         training.spec.seq_len,
@@ -197,6 +165,7 @@ def validate(training: Training, batches: Batches) -> float:
         for batch in batches.validation(index):
             with torch.no_grad():
                 total += model.loss_sum(batch)
+    data_parallel.free_gathered(model.module)
     total /= model.mesh.num_equal_losses
     dist.all_reduce(total)
     return float(total) / num_tokens
@@ -211,15 +180,10 @@ def save(training: Training, step: int) -> None:
         tokens=step * spec.global_batch * spec.seq_len,
         cursor=cursor_before(spec, step + 1),
         seq_len=spec.seq_len,
-        model=to_json(model_spec(training.plan)),
+        model=to_json(training.model_spec),
     )
     path = training.checkpoints.save(progress, training.model.parameters(), training.optimizer)
     training.reporter.say(f"saved {path}")
-
-
-def model_spec(plan: Plan) -> ModelSpec:
-    assert plan.recipe.model
-    return plan.recipe.model
 
 
 def cursor_before(spec: TrainSpec, step: int) -> int:
@@ -231,72 +195,3 @@ def seed_dropout(seed: int, step: int, micro_batch: int, data_rank: int) -> None
     """Seed the default generator: equal in a TP group, else different, the same after a resume."""
     key = f"{seed}:{step}:{micro_batch}:{data_rank}"
     torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
-
-
-def prepare(
-    plan: Plan, mesh: RankMesh, run_dir: Path, *, run: str, attempt: int, leader: bool
-) -> Training:
-    """Open the data, build this rank's part of the model, and open what is written."""
-    recipe = plan.recipe
-    spec, model = recipe.train, model_spec(plan)
-    assert spec and recipe.data and recipe.checkpoint
-    train_batches, validation_batches = open_batches(
-        recipe.data, spec, model, mesh, run_dir / "data", leader=leader
-    )
-    parallel = parallelize(model, recipe.parallelism, spec, mesh)
-    return Training(
-        plan=plan,
-        model=parallel,
-        optimizer=make_optimizer(parallel.parameters(), spec.optimizer),
-        train_batches=train_batches,
-        validation_batches=validation_batches if spec.validate_every else None,
-        checkpoints=Checkpoints(
-            Path(recipe.checkpoint.dir or run_dir / "checkpoints"), recipe.checkpoint
-        ),
-        reporter=Reporter(
-            path=run_dir / "metrics.jsonl" if mesh.rank == 0 else None,
-            run=run,
-            attempt=attempt,
-            steps=spec.steps,
-            tokens_per_step=spec.global_batch * spec.seq_len,
-            world_size=dist.get_world_size(),
-            estimates=plan.time,
-            device=mesh.device,
-        ),
-        run=run,
-    )
-
-
-def open_batches(
-    data: DataSpec,
-    spec: TrainSpec,
-    model: ModelSpec,
-    mesh: RankMesh,
-    directory: Path,
-    *,
-    leader: bool,
-) -> tuple[Batches, Batches | None]:
-    """Open training and validation data.
-
-    Without validation files the end of the training tokens is held out.
-    """
-
-    def stream(sources: tuple[str, ...]):  # type: ignore[no-untyped-def]
-        return open_stream(
-            sources,
-            data,
-            vocab_size=model.vocab_size,
-            directory=directory,
-            leader=leader,
-            barrier=dist.barrier,
-        )
-
-    tokens = stream(data.train)
-    if data.validation:
-        held_out = stream(data.validation)
-    else:
-        tokens, held_out = tokens.split(len(tokens) - int(len(tokens) * data.validation_fraction))
-    validation = None
-    if spec.validate_every:
-        validation = Batches(held_out, spec, mesh, what="validation")
-    return Batches(tokens, spec, mesh, what="train"), validation

@@ -15,19 +15,19 @@ from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 
-import torch._dynamo  # noqa: F401 - the first hook of FSDP would import it, in every rank
+import torch
+import torch._dynamo
 import torch.distributed as dist
 
 from parctl.errors import ParctlError
 from parctl.planner.plan import Plan, plan_from_json
 from parctl.runtime.checkpoint import refuse_private_directory
 from parctl.runtime.mesh import build_mesh, choose_device, join_world
-from parctl.runtime.trainer import Outcome, prepare, train
+from parctl.runtime.trainer import Outcome, train
+from parctl.runtime.training import prepare
 
 FINISHED, FAILED, RETRY, LEFT = 0, 1, 75, 143
-START_TIMEOUT = timedelta(
-    minutes=30
-)  # first collectives wait for slow nodes, compilers and file systems
+START_TIMEOUT = timedelta(minutes=30)  # first steps wait for slow nodes and file systems
 PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "gloo/transport", "NCCL")
 
 
@@ -51,6 +51,9 @@ class TermSignal:
 def run_rank(plan_path: Path, run_dir: Path) -> int:
     """Run the rank that the environment describes. Returns its exit code; never raises."""
     stop = TermSignal()
+    # A fork inherits torch's thread pool without its threads. The first call after it makes a new
+    # one, and must not race with autograd's threads.
+    torch.set_num_threads(torch.get_num_threads())
     try:
         plan = plan_from_json(json.loads(plan_path.read_text()))
         outcome = run_plan(plan, run_dir, stop)

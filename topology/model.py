@@ -46,6 +46,11 @@ class Device:
     memory_bytes: int | None
     numa: int | None
     pci: str | None
+    cpu_affinity: str | None = None  # the kernel's list of CPUs nearest to it: "0-51,104-155"
+    mig: bool | None = None  # cut into slices, or itself a slice: no NVLink, no peer access
+    ecc_errors: int | None = None  # uncorrected, since the driver started
+    remapped_rows: int | None = None  # memory rows replaced by spare ones, or waiting to be
+    power_limit_w: float | None = None
     faults: tuple[str, ...] = ()  # sentences; a device with a fault is not used
     sources: Mapping[str, str] = field(default_factory=dict)
 
@@ -57,6 +62,7 @@ class Nic:
     numa: int | None
     pci: str | None
     rail: int | None  # NICs of one rail meet in one switch
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +104,8 @@ class Node:
     domain: (
         str | None
     )  # rack-scale NVLink domain that this node belongs to; None: the node is its own domain
-    tiers: tuple[str, ...]  # value per `Topology.tiers`, nearest first: ("rack-3", "block-1")
+    tiers: tuple[str, ...]  # value per `Topology.tiers`, nearest first: ("rack-3", "block-1"); `?`
+    # where it is unknown
     sources: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -40,6 +40,12 @@ class Reader:
     def optional_number(self, key: str) -> float | None:
         return None if self.get(key) is None else self._required(key, (int, float), "a number")
 
+    def optional_boolean(self, key: str) -> bool | None:
+        value = self.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise self.error(key, f"is {_kind(value)}, expected true or false")
+        return value
+
     def strings(self, key: str) -> tuple[str, ...]:
         values = self._list(key)
         for value in values:

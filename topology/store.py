@@ -4,9 +4,10 @@ One node holds all its facts, so that a reader needs no second table::
 
     {schema, name, source, tiers: [...], domains: [{name, nodes, num_devices}],
      nodes: [{name, domain, tiers, kind, gpus: [{index, product, uuid, memory_bytes, numa, pci,
-              faults, sources}], links: ["X NV18", "NV18 X"], nvlink_groups, nvlink_cliques,
-              numa_groups, nics: [...], nic_links: [...], num_cpus, memory_bytes, sources,
-              node_sources}],
+              cpu_affinity, mig, ecc_errors, remapped_rows, power_limit_w, faults, sources}],
+              links: ["X NV18", "NV18 X"], nvlink_groups, nvlink_cliques, numa_groups,
+              nics: [{name, speed_gbit_s, numa, pci, rail, sources}], nic_links: [...], num_cpus,
+              memory_bytes, sources, node_sources}],
      warnings, unknown}
 
 `domains`, `nvlink_groups`, `nvlink_cliques` (members and the smallest link count between two of
@@ -166,7 +167,7 @@ def _hardware_to_json(hardware: Hardware) -> dict[str, Any]:
             for members, least in hardware.nvlink_cliques
         ],
         "numa_groups": _numa_groups(hardware.devices),
-        "nics": [_fields(nic) for nic in hardware.nics],
+        "nics": [_fields(nic, "sources") for nic in hardware.nics],
         "nic_links": [" ".join(row) for row in hardware.nic_matrix],
         "num_cpus": hardware.num_cpus,
         "memory_bytes": hardware.memory_bytes,
@@ -178,8 +179,8 @@ def _fields(value: Device | Nic, *plain: str) -> dict[str, Any]:
     names = value.__slots__
     result = {name: getattr(value, name) for name in names if name not in plain}
     if isinstance(value, Device):
-        result |= {"faults": list(value.faults), "sources": dict(value.sources)}
-    return result
+        result["faults"] = list(value.faults)
+    return result | {"sources": dict(value.sources)}
 
 
 def _numa_groups(devices: Sequence[Device]) -> list[list[int]]:
@@ -254,6 +255,11 @@ def _hardware(reader: Reader) -> Hardware:
             memory_bytes=gpu.optional_integer("memory_bytes"),
             numa=gpu.optional_integer("numa"),
             pci=gpu.optional_text("pci"),
+            cpu_affinity=gpu.optional_text("cpu_affinity"),
+            mig=gpu.optional_boolean("mig"),
+            ecc_errors=gpu.optional_integer("ecc_errors"),
+            remapped_rows=gpu.optional_integer("remapped_rows"),
+            power_limit_w=gpu.optional_number("power_limit_w"),
             faults=gpu.strings("faults"),
             sources=gpu.mapping("sources"),
         )
@@ -268,6 +274,7 @@ def _hardware(reader: Reader) -> Hardware:
             numa=nic.optional_integer("numa"),
             pci=nic.optional_text("pci"),
             rail=nic.optional_integer("rail"),
+            sources=nic.mapping("sources"),
         )
         for nic in reader.items("nics")
     )

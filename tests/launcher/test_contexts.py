@@ -1,4 +1,4 @@
-"""Settings: flag, environment, recipe, context, default, in this order; and errors that name the key."""
+"""Settings: flag, environment, recipe, context, default; and errors that name the key."""
 
 from pathlib import Path
 

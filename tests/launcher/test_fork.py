@@ -6,15 +6,20 @@ import re
 import signal
 import socket
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.launcher.runs import BACKEND, directory, launch, left, log, pid_of, run, until
 
 from parctl.launcher.backend import State
-from parctl.launcher.launch import plan_here
+from parctl.launcher.run_directory import runs_root
 from parctl.launcher.waiting import wait_for
+from parctl.planner.make import make_plan
 from parctl.planner.plan import Plan
+from parctl.recipes.loader import load_recipe
+from parctl.topology.discover import discover
 
 STEPS = 12
 
@@ -31,7 +36,8 @@ def training(*overrides: str) -> Plan:
         "train.validate_every=0",
         "checkpoint.every=2",
     )
-    return plan_here("tiny-llama", overrides=[*small, *overrides], num_devices=4, backend="local")
+    recipe = load_recipe("tiny-llama", [*small, *overrides])
+    return make_plan(recipe, discover(None, num_devices=4))
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +81,21 @@ def test_a_killed_rank_is_retried_and_the_run_ends_with_the_same_loss(undisturbe
     assert left() == []
 
 
+def test_a_head_start_that_is_not_used_leaves_nothing() -> None:
+    with BACKEND.head_start(training().recipe, "probe-1"):
+        until(left)
+        assert [entry.name for entry in runs_root().iterdir()] == [".ahead-probe-1.log"]
+    until(lambda: not left())
+    assert list(runs_root().iterdir()) == []
+
+
 def test_cancel_saves_a_checkpoint_within_5_s() -> None:
-    launch(training("train.steps=2000", "checkpoint.every=0"))
+    plan = training("train.steps=2000", "checkpoint.every=0")
+    with BACKEND.head_start(plan.recipe, "probe-1"):
+        until(left)
+        server = left()[0].pid
+        launch(plan)
+    assert pid_of("parctl-fork") == server
     until(lambda: reaches(3), seconds=60)
     BACKEND.cancel("probe-1")
 
@@ -118,8 +137,7 @@ def test_a_fork_server_that_cannot_import_says_why(
 
 
 def test_nobody_else_gets_the_kept_port_and_the_store_of_torch_does() -> None:
-    from torch.distributed import TCPStore
-
+    new_store: Any = import_module("torch.distributed").TCPStore
     with socket.socket() as kept:
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         kept.bind(("127.0.0.1", 0))
@@ -131,8 +149,8 @@ def test_nobody_else_gets_the_kept_port_and_the_store_of_torch_does() -> None:
                 other.bind(("127.0.0.1" if round_ % 3 else "", 0))
                 assert other.getsockname()[1] != port
         timeout = timedelta(seconds=10)
-        store = TCPStore("127.0.0.1", port, 2, True, timeout, wait_for_workers=False)
-        client = TCPStore("127.0.0.1", port, 2, False, timeout)
+        store = new_store("127.0.0.1", port, 2, True, timeout, wait_for_workers=False)
+        client = new_store("127.0.0.1", port, 2, False, timeout)
         store.set("key", "value")
         assert store.libuvBackend
         assert client.get("key") == b"value"

@@ -70,7 +70,7 @@ def test_ranks_get_the_environment_of_torchrun(monkeypatch: pytest.MonkeyPatch) 
     assert last["TORCHELASTIC_MAX_RESTARTS"] == "3"
     assert last["TORCHELASTIC_ERROR_FILE"].endswith("probe-1/errors/attempt-1/rank-3.json")
     assert last["PARCTL_ATTEMPT"] == "1"
-    assert "CUDA_VISIBLE_DEVICES" not in last
+    assert last["CUDA_VISIBLE_DEVICES"] == ""  # a plan for CPUs, also on a machine with GPUs
 
 
 def test_gpus_are_masked_in_the_order_of_local_ranks() -> None:

@@ -158,7 +158,7 @@ def test_the_text_puts_the_victims_and_the_last_lines_apart(tmp_path: Path) -> N
         LAYOUT, [lost, own], silent=[], attempt_started=100.0, oom_kills=0, redact=[]
     )
     assert verdict_text(verdict).splitlines()[1:] == [
-        "stopped or failed because of it: ranks 0",
+        "failed because of it: rank 0",
         "last lines of rank 1:",
         "  step 3",
         "  ValueError: bad sample",

@@ -94,6 +94,7 @@ def run_child(
     os.dup2(log, 2)
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - pytest replaced it
     sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+    torch.set_num_threads(1)  # see `run_rank`
     code = 1
     try:
         value, error = function(*arguments), None

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from tests.runtime.harness import read_logs, read_metrics, run_plan, train_to_end
 from tests.runtime.plans import GPT, LLAMA, plan
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 SIX = {"steps": 6}
 

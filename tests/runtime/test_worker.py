@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from parctl.runtime.worker import run_rank
 from tests.runtime.harness import fork_ranks, read_logs, run_plan, train_to_end
 from tests.runtime.plans import plan
+
+from parctl.runtime.worker import run_rank
 
 
 def after_steps(run_dir: Path, count: int, act: Callable[[list[int]], None]) -> Callable[..., None]:

@@ -1,0 +1,95 @@
+"""What cannot run is refused by name before any process starts, and without torch."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.runtime.plans import GPT, LLAMA, plan
+
+from parctl.errors import NotBuiltError, UsageError
+from parctl.recipes.spec import Recipe
+from parctl.runtime.supported import refuse_unbuilt
+
+
+def recipe(**changes: Any) -> Recipe:
+    """A recipe that runs, with changes to its parts."""
+    made = plan("text.txt", {}).recipe
+    for name in ("parallelism", "train", "data", "checkpoint", "model"):
+        if name in changes:
+            changes[name] = replace(getattr(made, name), **changes[name])
+    return replace(made, **changes)
+
+
+def test_what_is_built_passes() -> None:
+    for axes in ({"dp": 2}, {"fsdp": 4}, {"dp": 2, "fsdp": 2}, {"tp": 2}, {"fsdp": 2, "tp": 2}):
+        refuse_unbuilt(recipe(), axes)
+    refuse_unbuilt(plan("text.txt", {"tp": 2}, model=GPT, sp=True).recipe, {"tp": 2})
+    refuse_unbuilt(recipe(train={"precision": "bf16", "recompute": "selective"}), {"pp": 1})
+
+
+def test_scripts_are_the_users_own() -> None:
+    refuse_unbuilt(recipe(task="script"), {"pp": 8})
+
+
+@pytest.mark.parametrize(
+    ("changes", "axes", "named"),
+    [
+        ({}, {"pp": 2}, "pp 2 (pipeline parallelism)"),
+        ({}, {"cp": 2}, "cp 2 (context parallelism)"),
+        ({}, {"ep": 4}, "ep 4 (expert parallelism)"),
+        ({"parallelism": {"layer": True}}, {"pp": 2}, "LAYER (naive layer placement)"),
+        ({"parallelism": {"operator": 2}}, {}, "operator 2"),
+        ({"parallelism": {"zero_stage": 1}}, {"fsdp": 2}, "ZERO1"),
+        ({"model": {"family": "moe"}}, {}, "model family moe"),
+        ({"model": {"qk_norm": True}}, {}, "model with qk_norm"),
+        ({"model": {"causal": False}}, {}, "model with attention that is not causal"),
+        ({"train": {"precision": "fp8"}}, {}, "train.precision fp8"),
+        ({"train": {"recompute": "partitioned"}}, {}, "train.recompute partitioned"),
+        ({"data": {"train": ("x.parquet",)}}, {}, "data.format parquet"),
+        ({"checkpoint": {"dir": "s3://bucket/x"}}, {}, "checkpoint.dir s3://bucket/x"),
+        ({"task": "serve"}, {}, "task serve"),
+    ],
+    ids=str,
+)
+def test_unbuilt_forms_are_named(changes: dict[str, Any], axes: dict[str, int], named: str) -> None:
+    with pytest.raises(NotBuiltError) as caught:
+        refuse_unbuilt(recipe(**changes), axes)
+    assert named in caught.value.message
+    assert "TP+SP" in (caught.value.hint or "")
+
+
+def test_all_unbuilt_forms_are_named_at_once() -> None:
+    with pytest.raises(NotBuiltError, match=r"pp 2 .*cp 2 .*train.precision fp8"):
+        refuse_unbuilt(recipe(train={"precision": "fp8"}), {"pp": 2, "cp": 2})
+
+
+def test_sizes_that_do_not_divide_are_refused_with_the_arithmetic() -> None:
+    with pytest.raises(UsageError, match=r"model.num_heads = 4 is no multiple of 8 \(tp\)"):
+        refuse_unbuilt(recipe(), {"tp": 8})
+    with pytest.raises(
+        UsageError, match=r"train.global_batch = 8 is no multiple of 6 \(micro_batch x dp x fsdp\)"
+    ):
+        refuse_unbuilt(recipe(), {"dp": 3})
+    odd = recipe(train={"seq_len": 15}, parallelism={"sp": True})
+    with pytest.raises(UsageError, match=r"train.seq_len = 15 is no multiple of 2"):
+        refuse_unbuilt(odd, {"tp": 2})
+    long = replace(recipe(train={"seq_len": 64}), model=GPT)
+    with pytest.raises(UsageError, match=r"64 is longer than model.max_seq_len = 32"):
+        refuse_unbuilt(long, {})
+    three = replace(recipe(), model=replace(LLAMA, num_heads=12, num_kv_heads=3))
+    with pytest.raises(UsageError, match=r"num_kv_heads = 3 neither divides tp = 2"):
+        refuse_unbuilt(three, {"tp": 2})
+
+
+def test_asking_needs_no_torch() -> None:
+    code = (
+        "import sys, parctl.runtime.supported as s; "
+        "print([n for n in ('torch', 'numpy', 'pydantic') if n in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path.cwd(), check=True
+    )
+    assert done.stdout.strip() == "[]"

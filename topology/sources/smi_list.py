@@ -1,0 +1,166 @@
+"""`nvidia-smi -L` and `nvidia-smi nvlink -s`: which GPUs there are, and which of their links run.
+
+Both print one `GPU 0: NAME (UUID: ...)` per GPU. The first adds its MIG slices, the second a line
+per NVLink. Neither says how GPUs are joined: links stay unknown, and an `<inactive>` link alone is
+no fault (a bridged H100 PCIe card uses 12 of 18). A GPU that has none up, or fewer than its
+neighbours, is worth a warning.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from parctl.errors import UsageError
+from parctl.topology.model import Device, Hardware, Topology
+from parctl.topology.sources.capture import (
+    MAX_DEVICES,
+    device_list,
+    missing_facts,
+    one_node,
+    plain_lines,
+    product_of,
+    too_many,
+    unknown_matrix,
+)
+
+_GPU = re.compile(r"(?<!\S)GPU (\d{1,4}): (\S[^()\n]{0,80}?)\s*(?:\(UUID: ?([^)\s]{0,80})(\)?)|$)")
+_UUID = re.compile(r"(?:GPU-)?[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_MIG = re.compile(r"\bMIG\s+(\S{1,20})\s+Device\s+(\d{1,2}):")
+_LINK = re.compile(r"\bLink (\d{1,2}): (?:([\d.]{1,9}) GB/s|<inactive>|(inactive|disabled))", re.I)
+
+
+@dataclass(slots=True, kw_only=True)
+class Listed:
+    """One GPU as listed."""
+
+    index: int
+    product: str
+    uuid: str | None
+    slices: list[str] = field(default_factory=list)  # MIG profiles
+    links: dict[int, float] = field(default_factory=dict)  # GB/s by link; 0: inactive
+
+
+def looks_like(text: str) -> bool:
+    """Whether a GPU is listed in this text."""
+    return re.search(r"(?m)(?<!\S)GPU \d{1,4}: \S.{0,90}?\(UUID:", text) is not None
+
+
+def read_text(text: str, name: str) -> Topology:
+    """Read the GPUs of one machine. Raises UsageError when none is listed."""
+    listed = list_gpus(plain_lines(text), name)
+    if not listed:
+        raise UsageError(
+            f"{name}:1: no line such as `GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-...)`",
+            hint="save the output of `nvidia-smi -L` or `nvidia-smi nvlink -s`",
+        )
+    gpus = [listed[index] for index in sorted(listed)]
+    has_links = any(gpu.links for gpu in gpus)
+    source = "nvidia-smi nvlink -s" if has_links else "nvidia-smi -L"
+    hardware = Hardware(
+        kind="gpu",
+        devices=tuple(
+            Device(
+                index=gpu.index,
+                memory_bytes=None,
+                numa=None,
+                pci=None,
+                sources=dict.fromkeys(listed_facts(gpu), source),
+                **listed_facts(gpu),
+            )
+            for gpu in gpus
+        ),
+        matrix=tuple(map(tuple, unknown_matrix(len(gpus)))),
+        nics=(),
+        nic_matrix=(),
+        num_cpus=None,
+        memory_bytes=None,
+    )
+    unknown = [
+        *missing_facts(hardware),
+        f"NICs: `{source}` does not list them",
+        *_lost_uuids(gpus),
+    ]
+    return one_node(
+        hardware, name, source=source, warnings=list(listed_warnings(gpus)), unknown=unknown
+    )
+
+
+def list_gpus(lines: Sequence[str], name: str) -> dict[int, Listed]:
+    """GPUs by index, with the slices and links listed under each."""
+    gpus: dict[int, Listed] = {}
+    current: Listed | None = None
+    for number, line in enumerate(lines, 1):
+        if match := _GPU.search(line):
+            index = int(match[1])
+            whole = match[3] is not None and match[4] and _UUID.fullmatch(match[3])
+            current = gpus.setdefault(
+                index,
+                Listed(
+                    index=index,
+                    product=product_of(match[2]),
+                    uuid=match[3] if whole else None,
+                ),
+            )
+            if len(gpus) > MAX_DEVICES:
+                raise too_many(name, number, len(gpus))
+        elif current is None:
+            continue
+        elif match := _MIG.search(line):
+            if len(current.slices) < MAX_DEVICES:
+                current.slices.append(match[1])
+        elif match := _LINK.search(line):
+            current.links[int(match[1])] = _speed(match[2])
+    return gpus
+
+
+def listed_facts(gpu: Listed) -> dict[str, Any]:
+    """Fields of a Device that the listing tells."""
+    facts: dict[str, Any] = {"product": gpu.product, "uuid": gpu.uuid}
+    if gpu.slices:
+        facts["mig"] = True
+    return facts
+
+
+def listed_warnings(gpus: Sequence[Listed]) -> Iterator[str]:
+    """What is wrong with the listed GPUs: slices, and links that others have and one has not."""
+    for gpu in gpus:
+        if gpu.slices:
+            yield (
+                f"gpu {gpu.index}: MIG is on ({', '.join(gpu.slices)}); "
+                "the whole GPU is shown, not its slices"
+            )
+    linked = [gpu for gpu in gpus if gpu.links]
+    most = max((_num_up(gpu) for gpu in linked), default=0)
+    # the last GPU of a cut text may have lost lines, so only listed links count as down
+    for gpu in linked:
+        down = sum(speed == 0 for speed in gpu.links.values())
+        up = _num_up(gpu)
+        if up == 0:
+            yield f"gpu {gpu.index}: all {down} NVLinks are inactive"
+        elif up < most and down > _fewest_down(linked):
+            yield f"gpu {gpu.index}: {up} NVLinks are active, others of this node have {most}"
+    if linked and len(linked) < len(gpus):
+        lacking = [gpu.index for gpu in gpus if not gpu.links]
+        yield f"{device_list(lacking)}: no NVLink is listed, others of this node have some"
+
+
+def _fewest_down(gpus: Sequence[Listed]) -> int:
+    return min(sum(speed == 0 for speed in gpu.links.values()) for gpu in gpus)
+
+
+def _num_up(gpu: Listed) -> int:
+    return sum(speed > 0 for speed in gpu.links.values())
+
+
+def _lost_uuids(gpus: Sequence[Listed]) -> Iterator[str]:
+    lost = [gpu.index for gpu in gpus if gpu.uuid is None]
+    if lost:
+        yield f"UUID of {device_list(lost)}: not whole in the text"
+
+
+def _speed(digits: str | None) -> float:
+    try:
+        return float(digits or 0)
+    except ValueError:
+        return 0.0
