@@ -1,39 +1,113 @@
-"""`parctl topology`: show the cluster that every other command would see."""
+"""`parctl topology`: show the cluster that every other command would see, check it, compare two."""
 
 import json
 from typing import Annotated
 
 import typer
 
-from parctl.cli.options import ClusterOption, DevicesOption
+from parctl.cli.options import DevicesOption, OutputOption
 
-FORMATS = ("table", "tree", "json", "yaml")
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Show the nodes, GPUs and links of this machine or a cluster.",
+)
+PLAIN = ("table", "json", "yaml")
+SourcesOption = Annotated[
+    list[str],
+    typer.Option(
+        "--from",
+        "--cluster",
+        metavar="SOURCE",
+        help="local (the default), kubernetes, ray, a file, - or a cluster such as h100:16x8. "
+        "Several sources are merged: NODES=SOURCE says what those nodes are like inside.",
+        show_default=False,
+    ),
+]
+NodeOption = Annotated[
+    list[str],
+    typer.Option("--node", metavar="NAME", help="Show only this node.", show_default=False),
+]
 
 
+@app.callback(invoke_without_command=True)
 def topology(
-    cluster: ClusterOption = None,
+    context: typer.Context,
+    from_: SourcesOption = [],  # noqa: B006  (typer copies it)
     devices: DevicesOption = None,
+    node: NodeOption = [],  # noqa: B006  (typer copies it)
+    check: Annotated[
+        bool, typer.Option("--check", help="Which TP sizes fit NVLink, and what is wrong.")
+    ] = False,
     output: Annotated[
-        str, typer.Option("-o", "--output", help="table, tree, json or yaml.")
+        str,
+        typer.Option(
+            "-o",
+            "--output",
+            help="table, tree, json, yaml, svg, html, slurm, slurm-yaml, kueue, hostfile, "
+            "ray-labels or nccl-xml.",
+        ),
     ] = "table",
-) -> None:
+) -> int:
     """Show the nodes, GPUs and links of this machine or a cluster.
 
-    `-o json > FILE` saves it; `--cluster FILE` of any command reads it back.
+    `-o json > FILE` saves it; `--cluster FILE` of any command reads it back. `--check` exits 1
+    when it finds a fault.
     """
+    if context.invoked_subcommand is not None:
+        return 0
     from parctl.cli.output import check_format, console, note, print_document
+    from parctl.cli.topology_view import show_check, show_table, show_tree
     from parctl.topology.discover import discover
+    from parctl.topology.export import EXPORTS, export_text
     from parctl.topology.store import topology_to_json
+    from parctl.topology.subset import only_nodes
 
-    check_format(output, FORMATS)
-    found = discover(cluster, num_devices=devices)
+    check_format(output, PLAIN if check else (*PLAIN, "tree", *EXPORTS))
+    found = only_nodes(discover(from_, num_devices=devices), node)
+    for warning in found.warnings:
+        note(f"warning: {warning}")
+    if check:
+        from parctl.topology.check import check_to_json, check_topology
+
+        result = check_topology(found)
+        if output == "table":
+            show_check(found, result, console())
+        else:
+            print_document(check_to_json(result), output)
+        return 0 if result.ok else 1
     if output in ("json", "yaml"):
         # through text: equal nodes share their lists, which YAML would print as anchors
         print_document(json.loads(json.dumps(topology_to_json(found))), output)
-        return
-    from parctl.cli.topology_view import show_table, show_tree
+    elif output in ("table", "tree"):
+        (show_tree if output == "tree" else show_table)(found, console())
+    else:
+        typer.echo(export_text(found, output), nl=False)
+    return 0
 
-    show = show_tree if output == "tree" else show_table
-    show(found, console())
-    for warning in found.warnings:
-        note(f"warning: {warning}")
+
+@app.command()
+def diff(
+    before: Annotated[str, typer.Argument(metavar="A", help="A source, as for --from.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    output: OutputOption = "table",
+) -> int:
+    """Say what changed from A to B, and exit 1 if anything did.
+
+    Nodes are paired by name, GPUs by UUID where both sides know it.
+    """
+    from parctl.cli.output import check_format, print_document
+    from parctl.topology.diff import change_to_json, diff_topologies
+    from parctl.topology.discover import discover
+
+    check_format(output, PLAIN)
+    changes = diff_topologies(discover(before), discover(after))
+    if output == "table":
+        for change in changes:
+            typer.echo(str(change))
+        if not changes:
+            typer.echo("no difference")
+    else:
+        document = {"same": not changes, "changes": [change_to_json(c) for c in changes]}
+        print_document(document, output)
+    return 1 if changes else 0

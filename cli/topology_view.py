@@ -1,17 +1,27 @@
 """How a topology looks in a terminal: a table of equal nodes, or a tree from cluster to device."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from parctl.topology.model import Device, Hardware, Node, Topology
+from parctl.topology.check import Check, TpAnswer
+from parctl.topology.describe import (
+    devices_text,
+    headline,
+    links_text,
+    memory_text,
+    name_range,
+    nics_text,
+    nodes_alike,
+    numa_text,
+    sources_text,
+)
+from parctl.topology.model import Hardware, Node, Topology
 from parctl.topology.products import find_product
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.tree import Tree
-
-UNKNOWN = "?"
 
 
 def show_table(topology: Topology, console: "Console") -> None:
@@ -22,7 +32,7 @@ def show_table(topology: Topology, console: "Console") -> None:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
     for column in ("NODES", "DEVICES", "MEMORY", "LINKS", "NUMA", "NICS", "SOURCE"):
         table.add_column(column, overflow="fold")
-    for hardware, nodes in _by_hardware(topology.nodes):
+    for hardware, nodes in nodes_alike(topology.nodes):
         table.add_row(
             name_range([node.name for node in nodes]),
             devices_text(hardware.devices),
@@ -51,15 +61,41 @@ def show_tree(topology: Topology, console: "Console") -> None:
         console.print(line, markup=False)
 
 
-def headline(topology: Topology) -> str:
-    """`h100:16x8: 16 nodes, 128 GPUs (synthetic h100:16x8)`."""
-    nodes, devices = len(topology.nodes), topology.num_devices
-    gpu = any(node.hardware.kind == "gpu" for node in topology.nodes)
-    noun = "GPU" if gpu else "CPU device"
-    return (
-        f"{topology.name}: {nodes:,} node{'s' * (nodes != 1)}, "
-        f"{devices:,} {noun}{'s' * (devices != 1)} ({topology.source})"
-    )
+def show_check(topology: Topology, check: Check, console: "Console") -> None:
+    """Print which TP sizes stay on full NVLink, and what is wrong."""
+    from rich.table import Table
+
+    console.print(headline(topology), markup=False)
+    console.print()
+    if check.tp:
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
+        for column in ("TP", "FULL NVLINK", "GROUPS", "WHERE, OR WHY NOT"):
+            table.add_column(column, overflow="fold")
+        for sizes, answer in _alike(check.tp):
+            groups = f"{answer.num_groups:,}" if answer.places else "-"
+            table.add_row(sizes, answer.answer, groups, answer.explanation)
+        console.print(table)
+    else:
+        console.print("no two GPUs of one node or NVLink domain: every tp group has one GPU")
+    console.print()
+    for finding in check.findings:
+        console.print(f"{'fault' if finding.fault else 'note'}: {finding}", markup=False)
+    for fact in topology.unknown:
+        console.print(f"unknown: {fact}", markup=False)
+    if check.ok:
+        console.print("no fault found")
+
+
+def _alike(answers: Sequence[TpAnswer]) -> Iterator[tuple[str, TpAnswer]]:
+    """Join sizes in a row that have the same answer: `5-8 no`."""
+
+    def key(answer: TpAnswer) -> tuple[str, int, str]:
+        return answer.answer, answer.num_groups, answer.explanation
+
+    for _, alike in groupby(answers, key=key):
+        members = list(alike)
+        first, last = members[0].size, members[-1].size
+        yield (str(first) if first == last else f"{first}-{last}"), members[0]
 
 
 def remarks(topology: Topology) -> Iterator[str]:
@@ -72,7 +108,7 @@ def remarks(topology: Topology) -> Iterator[str]:
         yield f"NVLink domains of {size} GPUs: {name_range(list(names))}"
     if topology.tiers:
         yield f"fabric tiers, nearest first: {', '.join(topology.tiers)}"
-    for hardware, nodes in _by_hardware(topology.nodes):
+    for hardware, nodes in nodes_alike(topology.nodes):
         connected = [group for group in hardware.nvlink_groups if len(group) > 1]
         if len(connected) < len(hardware.nvlink_cliques):
             yield (
@@ -85,108 +121,6 @@ def remarks(topology: Topology) -> Iterator[str]:
                 yield f"fault: {node.name} gpu {device.index}: {fault}"
     for fact in topology.unknown:
         yield f"unknown: {fact}"
-
-
-def name_range(names: Sequence[str]) -> str:
-    """Abbreviate a list of names.
-
-    >>> name_range(["node-0", "node-1", "node-2"]), name_range(["a"])
-    ('node-0 .. node-2 (3)', 'a')
-    """
-    return names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]} ({len(names):,})"
-
-
-def numbers_text(numbers: Iterable[int]) -> str:
-    """Write runs of numbers.
-
-    >>> numbers_text([0, 1, 2, 3, 6])
-    '0-3,6'
-    """
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][-1] == number - 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ",".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
-
-
-def devices_text(devices: Sequence[Device]) -> str:
-    """`8 x h100`."""
-    names = [device.product or UNKNOWN for device in devices]
-    return " + ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
-
-
-def memory_text(devices: Sequence[Device]) -> str:
-    """Memory of one device, in units of 10^9 bytes."""
-    sizes = {device.memory_bytes for device in devices}
-    return " or ".join(sorted(UNKNOWN if s is None else f"{s / 1e9:.1f} GB" for s in sizes))
-
-
-def links_text(hardware: Hardware) -> str:
-    """What joins the devices: each full mesh with its links, and what is outside of them."""
-    if hardware.kind == "cpu":
-        return "shared memory"
-    index = [device.index for device in hardware.devices]
-    parts = []
-    for members, least in hardware.nvlink_cliques:
-        code = hardware.matrix[members[0]][members[1]]
-        name = "xGMI" if code == "XGMI" else f"NV{least}"
-        parts.append(f"{{{numbers_text(index[i] for i in members)}}} {name}")
-    meshed = {i for members, _ in hardware.nvlink_cliques for i in members}
-    alone = [i for i in range(len(index)) if i not in meshed]
-    if alone and len(index) > 1:
-        codes = {hardware.matrix[i][j] for i in alone for j in range(len(index)) if i != j}
-        unknown = UNKNOWN in codes
-        parts.append(
-            f"{{{numbers_text(index[i] for i in alone)}}} {'unknown' if unknown else 'PCIe'}"
-        )
-    return " ".join(parts) or "-"
-
-
-def numa_text(devices: Sequence[Device]) -> str:
-    """`0: 0-3 | 1: 4-7`, device indexes by NUMA node."""
-    groups: dict[int, list[int]] = {}
-    for device in devices:
-        if device.numa is not None:
-            groups.setdefault(device.numa, []).append(device.index)
-    return " | ".join(f"{numa}: {numbers_text(groups[numa])}" for numa in sorted(groups)) or UNKNOWN
-
-
-def nics_text(hardware: Hardware) -> str:
-    """`8 x 400 Gbit/s`."""
-    if not hardware.nics:
-        return UNKNOWN
-    speeds = [nic.speed_gbit_s for nic in hardware.nics]
-    return " + ".join(
-        f"{speeds.count(speed)} x {UNKNOWN if speed is None else f'{speed:g}'} Gbit/s"
-        for speed in dict.fromkeys(speeds)
-    )
-
-
-def sources_text(hardware: Hardware) -> str:
-    """Where the facts of a node came from, each source once."""
-    sources = list(hardware.devices[0].sources.values()) if hardware.devices else []
-    return ", ".join(dict.fromkeys([*sources, *hardware.sources.values()])) or UNKNOWN
-
-
-def _by_hardware(nodes: Sequence[Node]) -> list[tuple[Hardware, list[Node]]]:
-    """Nodes by what looks alike in the table, in order of first appearance."""
-    groups: dict[tuple[str, ...], tuple[Hardware, list[Node]]] = {}
-    looks: dict[int, tuple[str, ...]] = {}
-    for node in nodes:
-        hardware = node.hardware
-        if id(hardware) not in looks:
-            looks[id(hardware)] = (
-                devices_text(hardware.devices),
-                memory_text(hardware.devices),
-                links_text(hardware),
-                numa_text(hardware.devices),
-                nics_text(hardware),
-                sources_text(hardware),
-            )
-        groups.setdefault(looks[id(hardware)], (hardware, []))[1].append(node)
-    return list(groups.values())
 
 
 def _add_tiers(tree: "Tree", topology: Topology, nodes: list[Node], depth: int) -> None:
@@ -206,7 +140,7 @@ def _add_tiers(tree: "Tree", topology: Topology, nodes: list[Node], depth: int) 
         domains.setdefault(node.domain, []).append(node)
     for domain, members in domains.items():
         branch = tree if domain is None else tree.add(Text(f"NVLink domain {domain}"))
-        for hardware, alike in _by_hardware(members):
+        for hardware, alike in nodes_alike(members):
             _add_node(branch, hardware, alike)
 
 

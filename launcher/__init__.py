@@ -1,1 +1,1 @@
-"""Launcher: back ends that turn a plan into running processes, and the records they keep of them."""
+"""Launcher: back ends that turn a plan into running processes, and their records of them."""

@@ -34,7 +34,7 @@ from parctl.launcher.verdict import (
 TICK_S = 1.0  # how often log growth is noted
 SETTLE_S = 2.0  # a rank that lost its peer waits so long for the peer's own end to be noticed
 VICTIM_GRACE_S = 5.0  # what is left of a failed attempt has nothing worth a long wait
-CANCEL_GRACE_S = 3.0  # cancel promises that nothing is left after 5 s
+CANCEL_GRACE_S = 3.5  # cancel promises that nothing is left after 5 s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,10 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifests:
-    """All that would be submitted, as plain documents. Rendering is pure: the same plan and id give the same bytes."""
+    """All that would be submitted, as plain documents.
+
+    Rendering is pure: the same plan and id give the same bytes.
+    """
 
     run_id: str
     backend: str

@@ -17,7 +17,7 @@ from parctl.launcher.processes import kill_run, set_name, this_machine
 from parctl.launcher.run_directory import Record, RunDirectory
 from parctl.launcher.verdict import plain_verdict
 
-GRACE_S = 3.0  # for ranks to save, as after `parctl cancel`
+GRACE_S = 3.0  # for ranks to save, much as after `parctl cancel`
 DONE = b"."
 
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 from parctl.errors import BackendError, UnknownRunError, UsageError
@@ -36,7 +37,7 @@ from parctl.launcher.run_id import check_run_id
 from parctl.planner.plan import Plan
 from parctl.recipes.spec import Recipe
 
-CANCEL_S = 4.2  # from the call until the supervisor itself is killed; 5 s are promised
+CANCEL_S = 4.4  # from the call until the supervisor itself is killed; 5 s are promised
 TAKE_OVER_S = 2.0  # a supervisor that is being started has so long to take its run over
 POLL_S = 0.05
 
@@ -198,9 +199,8 @@ def _create(run: RunDirectory, manifests: Manifests) -> bool:
     """Make the run directory, whole or not at all. False: the same run is already there."""
     plan = manifests.plan
     run.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    beside = RunDirectory(run.path.with_name(f".new-{run.run_id}-{os.getpid()}"))
+    beside = RunDirectory(Path(mkdtemp(prefix=f".new-{run.run_id}-", dir=run.path.parent)))
     try:
-        beside.path.mkdir(mode=0o700)
         (beside.path / "logs").mkdir()
         beside.plan.write_text(json.dumps(plan.to_json(), indent=2) + "\n", encoding="utf-8")
         beside.manifest.write_text(manifest_yaml(manifests), encoding="utf-8")

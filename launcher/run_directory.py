@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from parctl.errors import BackendError
 from parctl.launcher.backend import RankStatus, State, Verdict
 from parctl.launcher.processes import Machine, Process
 from parctl.recipes.spec import from_json, to_json
@@ -106,7 +107,11 @@ class RunDirectory:
     def read(self) -> Record:
         """Read the state. Raises FileNotFoundError when the run was deleted."""
         data = json.loads(self.state.read_text(encoding="utf-8"))
-        assert data.pop("schema") == SCHEMA, f"{self.state} was written by another version"
+        if data.pop("schema") != SCHEMA:
+            raise BackendError(
+                f"`{self.state}` was written by another version of parctl",
+                hint="look at the run with that version, or remove its directory",
+            )
         record = from_json(Record, data)
         return replace(record, state=State(record.state))
 

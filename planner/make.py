@@ -64,6 +64,7 @@ def make_plan(recipe: Recipe, topology: Topology, *, backend: str = "local") -> 
         topology={
             "digest": topology.digest,
             "source": topology.source,
+            "kind": devices.kind,
             "largest_tp": most_tp,
             "nodes": _nodes_of(layout),
         },

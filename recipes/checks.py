@@ -10,7 +10,7 @@ from math import gcd
 from parctl.recipes.faults import Fault
 from parctl.recipes.spec import DataSpec, ModelSpec, ParallelismSpec, TrainSpec
 
-BYTE_VOCABULARY = 257  # 256 bytes and the end of a document
+BYTE_VOCABULARY = 256  # byte 0 ends a document
 
 
 def check_recipe(

@@ -106,7 +106,7 @@ def _shape_faults(family: str, full: Values) -> list[Fault]:
         faults.append(_fault("num_kv_heads", message, hint))
     if family != "vit" and full["vocab_size"] < 2:
         message = f"found {full['vocab_size']}, expected at least 2"
-        faults.append(_fault("vocab_size", message, "the byte tokenizer needs 257"))
+        faults.append(_fault("vocab_size", message, "the byte tokenizer needs 256"))
     if full["positions"] == "rope" and "head_dim" in full:
         rotated = full["head_dim"] * full.get("rope_fraction", 1.0)
         if rotated != int(rotated) or int(rotated) % 2:

@@ -90,8 +90,6 @@ class Checkpoints:
             content = {"schema": SCHEMA, **asdict(progress)}
             write_synced(partial / DESCRIPTION, json.dumps(content, indent=1))
             write_synced(partial / COMPLETE, "")
-            if final.exists():
-                shutil.rmtree(final)
             os.rename(partial, final)
             sync_directory(self.directory)
             self._remove_old()

@@ -21,9 +21,12 @@ from parctl.runtime.transformer import Transformer
 
 
 def apply(model: Transformer, mesh: RankMesh, *, precision: Precision, zero_stage: int) -> None:
-    """Wrap blocks, embedding, head and the rest, in place. Does nothing without a data axis."""
+    """Wrap blocks, embedding, head and the rest, in place.
+
+    One data rank needs no wrapper, except to compute in bfloat16.
+    """
     data = mesh.axis("dp", "fsdp")
-    if data is None:
+    if data is None or (data.size() == 1 and precision != "bf16"):
         return
     policy = mixed_precision(precision)
     for unit, freed in units(model):

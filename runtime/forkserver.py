@@ -16,6 +16,7 @@ hurts none. Orders come as JSON lines on stdin, one attempt each: `[{"rank", "en
 "log"}]`. For each rank a line `{"rank", "pid"}` goes to stdout. The end of stdin is the end.
 """
 
+import atexit
 import gc
 import json
 import os
@@ -23,13 +24,13 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from parctl.launcher.processes import die_with_parent, set_name
 
 
 def main() -> int:
-    """Serve orders until stdin ends. In a forked rank: return the rank's exit code."""
+    """Serve orders until stdin ends."""
     plan_path, run_dir = Path(sys.argv[1]), Path(sys.argv[2])
     supervisor = os.getppid()
     orders, news = _take_pipes()
@@ -48,7 +49,7 @@ def main() -> int:
             orders.close()
             news.close()
             _become(rank)
-            return run_rank(plan_path, run_dir)
+            _leave(run_rank(plan_path, run_dir))
         _, status = os.waitpid(spawner, 0)
         if status != 0:
             return 1
@@ -101,6 +102,14 @@ def _become(rank: dict[str, Any]) -> None:
             stream.reconfigure(line_buffering=True)
     os.environ.clear()
     os.environ.update(rank["environment"])
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit a rank without tearing the interpreter down, which would copy the whole shared heap."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

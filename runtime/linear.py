@@ -29,8 +29,8 @@ def local(tensor: Tensor) -> Tensor:
 class Linear(nn.Linear):
     """`x W^T + b`, W whole, split by rows (outputs), or split by columns (inputs).
 
-    In the last case `leave` adds up the parts.     `rows` selects outputs of a weight that is whole
-    on every rank.
+    In the last case `leave` adds up the parts. `rows` selects outputs of a weight that is whole on
+    every rank.
     """
 
     rows: slice | None = None

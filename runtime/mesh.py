@@ -24,6 +24,8 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from parctl.recipes.spec import AXES
 from parctl.topology.layout import Layout
 
+LONG_TIMEOUT = timedelta(minutes=30)  # where ranks wait for slow nodes and file systems
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankMesh:
@@ -76,7 +78,7 @@ def choose_device() -> torch.device:
     return device
 
 
-def join_world(layout: Layout, device: torch.device, timeout: timedelta) -> None:
+def join_world(layout: Layout, device: torch.device) -> None:
     """Meet all ranks where RANK 0 listens, and become torch's rank of our place in the layout."""
     rank = int(os.environ["RANK"])
     store = dist.TCPStore(  # type: ignore[attr-defined]
@@ -84,14 +86,14 @@ def join_world(layout: Layout, device: torch.device, timeout: timedelta) -> None
         int(os.environ["MASTER_PORT"]),
         layout.world_size,
         is_master=rank == 0,
-        timeout=timeout,
+        timeout=LONG_TIMEOUT,
     )
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         store=store,
         rank=layout.ranks.index(rank),
         world_size=layout.world_size,
-        timeout=timeout,
+        timeout=LONG_TIMEOUT,
     )
 
 
@@ -125,9 +127,8 @@ def build_mesh(layout: Layout, device: torch.device, *, wrap_alone: bool) -> Ran
     )
 
 
-def set_timeout(mesh: RankMesh, timeout_s: float) -> None:
+def set_timeout(mesh: RankMesh, timeout: timedelta) -> None:
     """Change how long a collective of any axis may take."""
-    timeout = timedelta(seconds=timeout_s)
     for group in (dist.group.WORLD, *mesh.devices.get_all_groups()):
         assert group is not None
         _set_pg_timeout(timeout, group)

@@ -65,6 +65,7 @@ def parallelize(
     recompute.apply(module, train.recompute)
     data_parallel.apply(module, mesh, precision=train.precision, zero_stage=parallelism.zero_stage)
     module.to_empty(device=mesh.device)
+    module.tie()  # allocating has parted what was one
     own = {recompute.canonical_name(name): value for name, value in module.named_parameters()}
     initialize.fill(own, num_layers=model.num_layers, seed=train.seed)
     return ParallelModel(module=module, mesh=mesh, own=own, partial_over_tp=partial)

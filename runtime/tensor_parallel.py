@@ -11,8 +11,8 @@ too. The embedding is split over the vocabulary, the head over its outputs: logi
 (`runtime.loss`).
 
 Parameters are DTensors, so that FSDP, the optimizer and checkpoints know their whole shapes; the
-arithmetic runs on local tensors, because dispatching every operation through DTensor took half of a
-small model's step.
+arithmetic runs on local tensors, because dispatching every operation through DTensor took a quarter
+of a small model's CPU time.
 
 Parameters that are whole on every rank but see only a part of the work (norms, positions and biases
 of the stream under SP, shared key and value heads) end a backward pass with a part of their

@@ -5,6 +5,7 @@
 
 import hashlib
 from collections.abc import Callable
+from datetime import timedelta
 from enum import Enum
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from parctl.recipes.spec import TrainSpec, to_json
 from parctl.runtime import data_parallel
 from parctl.runtime.checkpoint import Progress, read_progress
 from parctl.runtime.data import Batches
-from parctl.runtime.mesh import set_timeout
+from parctl.runtime.mesh import LONG_TIMEOUT, set_timeout
 from parctl.runtime.optimizer import (
     clip,
     learning_rate,
@@ -47,7 +48,7 @@ def train(training: Training, *, stop: Callable[[], bool]) -> Outcome:
         rate = update_weights(training, step, grad_norm)
         reporter.count_step()
         if step == first:
-            set_timeout(training.model.mesh, spec.comm_timeout_s)
+            set_timeout(training.model.mesh, timedelta(seconds=spec.comm_timeout_s))
         last = step == spec.steps
         validation_loss = None
         if training.validation_batches and (last or step % spec.validate_every == 0):
@@ -182,7 +183,9 @@ def save(training: Training, step: int) -> None:
         seq_len=spec.seq_len,
         model=to_json(training.model_spec),
     )
+    set_timeout(training.model.mesh, LONG_TIMEOUT)  # the slowest disk decides
     path = training.checkpoints.save(progress, training.model.parameters(), training.optimizer)
+    set_timeout(training.model.mesh, timedelta(seconds=spec.comm_timeout_s))
     training.reporter.say(f"saved {path}")
 
 

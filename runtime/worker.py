@@ -11,7 +11,6 @@ import signal
 import sys
 import time
 import traceback
-from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 
@@ -27,7 +26,6 @@ from parctl.runtime.trainer import Outcome, train
 from parctl.runtime.training import prepare
 
 FINISHED, FAILED, RETRY, LEFT = 0, 1, 75, 143
-START_TIMEOUT = timedelta(minutes=30)  # first steps wait for slow nodes and file systems
 PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "gloo/transport", "NCCL")
 
 
@@ -67,7 +65,7 @@ def run_plan(plan: Plan, run_dir: Path, stop: TermSignal) -> Outcome:
     """Join the other ranks, train, and leave in order."""
     assert plan.recipe.train and plan.recipe.checkpoint
     device = choose_device()
-    join_world(plan.layout, device, START_TIMEOUT)
+    join_world(plan.layout, device)
     mesh = build_mesh(plan.layout, device, wrap_alone=plan.recipe.train.precision == "bf16")
     directory = plan.recipe.checkpoint.dir
     refuse_private_directory(Path(directory) if directory else run_dir / "checkpoints", plan.layout)

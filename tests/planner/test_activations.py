@@ -17,7 +17,7 @@ from parctl.planner.states import REGIMES
 from parctl.recipes.loader import load_recipe
 from parctl.recipes.spec import ParallelismSpec, Precision, Recompute
 
-# tiny-llama: h 128, a 8, k 4, d 16, f 384, V 320; 2 sequences of 128 tokens: T = 256
+# tiny-llama: h 128, a 8, k 4, d 16, f 384, V 256; 2 sequences of 128 tokens: T = 256
 KIB = 1024
 
 
@@ -96,8 +96,8 @@ def test_rms_norm_on_cpu_keeps_two_fp32_copies() -> None:
 
 def test_the_last_stage_keeps_the_final_norm_and_the_logits() -> None:
     assert outside_layers(shapes(Degrees(tp=2), sp=True)) == (64 + 128) * KIB
-    assert logits_bytes(shapes(Degrees(tp=2))) == 256 * 160 * (4 + 4 + 4)
-    assert logits_bytes(shapes(Degrees(tp=2), precision="bf16")) == 256 * 160 * (2 + 4 + 4)
+    assert logits_bytes(shapes(Degrees(tp=2))) == 256 * 128 * (4 + 4 + 4)
+    assert logits_bytes(shapes(Degrees(tp=2), precision="bf16")) == 256 * 128 * (2 + 4 + 4)
 
 
 def test_logits_of_llama_8b_at_8k_as_published() -> None:

@@ -9,7 +9,7 @@ from parctl.recipes.loader import load_recipe
 
 # tiny-llama: 4 layers, h 128, k 4, d 16; 2 sequences of 128 tokens in fp32
 HIDDEN = 4 * 256 * 128
-PARAMETERS = 869_504
+PARAMETERS = 853_120
 
 
 def traffic(form: str, *overrides: str, name: str = "tiny-llama") -> dict[str, float]:

@@ -35,9 +35,9 @@ PUBLISHED = {
     "deepseek-v3": (671_026_419_200, 0.0),
     "nemotron-4-340b": (341e9, 0.001),
     "vit-l-16": (304_326_632, 0.0),
-    "tiny-llama": (869_504, 0.0),
-    "tiny-gpt": (850_688, 0.0),
-    "tiny-moe": (1_461_376, 0.0),
+    "tiny-llama": (853_120, 0.0),
+    "tiny-gpt": (842_496, 0.0),
+    "tiny-moe": (1_444_992, 0.0),
     "tiny-vit": (809_354, 0.0),
 }
 
@@ -85,7 +85,7 @@ def test_the_parts_of_llama_3_8b() -> None:
 
 def test_the_parts_of_tiny_gpt() -> None:
     count = count_parameters(model_preset("tiny-gpt"))
-    assert (count.embedding, count.positions, count.head) == (320 * 128, 128 * 128, 0)
+    assert (count.embedding, count.positions, count.head) == (256 * 128, 128 * 128, 0)
     layer = count.layers[0]
     assert layer.attention == 4 * 128 * 128 + 3 * 128  # with the biases of q, k, v
     assert layer.mlp == 2 * 128 * 512 + 512
@@ -124,7 +124,7 @@ def test_every_other_layer_of_switch_is_sparse_in_both_stacks() -> None:
 
 def test_tied_embeddings_count_once() -> None:
     model = model_preset("tiny-llama")
-    assert num_parameters(replace(model, tied_embeddings=True)) == 869_504 - 320 * 128
+    assert num_parameters(replace(model, tied_embeddings=True)) == 853_120 - 256 * 128
 
 
 def test_every_alias_names_a_preset_and_hides_none() -> None:

@@ -98,6 +98,14 @@ def test_tensors_have_the_plain_names(text: Path, tmp_path: Path) -> None:
     assert not [name for name in sizes if "wrapped" in name]
 
 
+def test_a_tied_head_is_stored_once(text: Path, tmp_path: Path) -> None:
+    made = plan(text, {}, model=GPT, train={"steps": 1}, checkpoint={"at_end": True})
+    train_to_end(made, tmp_path)
+    stored = FileSystemReader(tmp_path / "checkpoints" / "step-00000001").read_metadata()
+    assert "model.embedding.weight" in stored.state_dict_metadata
+    assert "model.head.weight" not in stored.state_dict_metadata
+
+
 def test_only_the_newest_are_kept(text: Path, tmp_path: Path) -> None:
     made = plan(text, {}, train={"steps": 5}, checkpoint={"every": 1, "keep": 2})
     train_to_end(made, tmp_path)

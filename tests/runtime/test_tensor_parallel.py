@@ -15,7 +15,6 @@ from parctl.planner.plan import Plan
 from parctl.runtime.mesh import build_mesh, choose_device, join_world
 from parctl.runtime.trainer import accumulate_gradients
 from parctl.runtime.training import prepare
-from parctl.runtime.worker import START_TIMEOUT
 
 KINDS = {
     "all_reduce": "AR",
@@ -42,7 +41,7 @@ class ExchangeCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def count_exchanges(made: Plan, run_dir: Path) -> dict[str, int]:
-    join_world(made.layout, choose_device(), START_TIMEOUT)
+    join_world(made.layout, choose_device())
     mesh = build_mesh(made.layout, choose_device(), wrap_alone=False)
     leader = os.environ["RANK"] == "0"
     training = prepare(made, mesh, run_dir, run="x", attempt=1, leader=leader)
@@ -87,7 +86,7 @@ def test_replicas_exchange_gradients_once_however_many_micro_batches(
 
 def state_bytes(made: Plan, run_dir: Path) -> int:
     """Bytes of this rank's parameters and optimizer moments."""
-    join_world(made.layout, choose_device(), START_TIMEOUT)
+    join_world(made.layout, choose_device())
     mesh = build_mesh(made.layout, choose_device(), wrap_alone=False)
     training = prepare(made, mesh, run_dir, run="x", attempt=1, leader=os.environ["RANK"] == "0")
     total = 0
