@@ -1,6 +1,7 @@
 """`parctl topology`: show the cluster that every other command would see, check it, compare two."""
 
 import json
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
@@ -56,26 +57,30 @@ def topology(
     """
     if context.invoked_subcommand is not None:
         return 0
-    from parctl.cli.output import check_format, console, note, print_document
+    from parctl.cli.output import check_format, console, print_document
     from parctl.cli.topology_view import show_check, show_table, show_tree
     from parctl.topology.discover import discover
     from parctl.topology.export import EXPORTS, export_text
+    from parctl.topology.findings import with_findings
     from parctl.topology.store import topology_to_json
     from parctl.topology.subset import only_nodes
 
     check_format(output, PLAIN if check else (*PLAIN, "tree", *EXPORTS))
     found = only_nodes(discover(from_, num_devices=devices), node)
-    for warning in found.warnings:
-        note(f"warning: {warning}")
     if check:
         from parctl.topology.check import check_to_json, check_topology
 
         result = check_topology(found)
+        told = {str(finding) for finding in result.findings}
+        _warn(warning for warning in found.warnings if warning not in told)
         if output == "table":
             show_check(found, result, console())
         else:
             print_document(check_to_json(result), output)
         return 0 if result.ok else 1
+    if output not in EXPORTS:
+        found = with_findings(found)
+    _warn(found.warnings)
     if output in ("json", "yaml"):
         # through text: equal nodes share their lists, which YAML would print as anchors
         print_document(json.loads(json.dumps(topology_to_json(found))), output)
@@ -84,6 +89,13 @@ def topology(
     else:
         typer.echo(export_text(found, output), nl=False)
     return 0
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    from parctl.cli.output import note
+
+    for warning in warnings:
+        note(f"warning: {warning}")
 
 
 @app.command()
