@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TESTS ?= tests
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test test-deps check format bench clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "parctl needs Python 3.11 or newer; make PYTHON=python3.12 ...")'
@@ -16,6 +16,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/parctl plan tiny-llama
 	$(BIN)/parctl launch tiny-llama --follow
+
+# System programs that some tests open; those tests skip, naming this target, where they are absent.
+test-deps:
+	apt-get update -qq
+	apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(TESTS)

@@ -12,6 +12,7 @@ def test_the_help_table_says_what_each_docstring_says(name: str) -> None:
     module = import_module(f"parctl.cli.{name}")
     function = getattr(module, name, None) or getattr(module, f"{name}_", None)
     text = module.app.info.help if hasattr(module, "app") else function.__doc__
+    assert text
 
     assert text.strip().splitlines()[0] == COMMANDS[name]
 

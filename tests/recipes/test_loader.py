@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from malformed import GOOD
+from tests.recipes.malformed import GOOD
 
 from parctl.errors import RecipeError
 from parctl.recipes.loader import load_recipe

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import jsonschema
 import pytest
 import yaml
-from malformed import GOOD, MALFORMED, Malformed
+from tests.recipes.malformed import GOOD, MALFORMED, Malformed
 
 from parctl.cli.main import run
 from parctl.errors import RecipeError
@@ -150,7 +150,7 @@ def test_a_bad_value_does_not_cause_false_alarms(folder: Path) -> None:
 class Core(yaml.SafeLoader):
     """Reads `yes` as text, as YAML 1.2, editors and we do; PyYAML follows 1.1."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {  # type: ignore[misc]  # PyYAML types it so
         first: [rule for rule in rules if first in "tf" or not rule[0].endswith(":bool")]
         for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
