@@ -38,5 +38,9 @@ def console() -> "Console":
     """A rich console on stdout; it honours NO_COLOR and drops colour when piped."""
     from rich.console import Console
 
+    class QuietConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # for `main`, which ends with 0; rich would exit with 1
+
     # piped tables keep their natural width instead of being cut at 80 columns
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    return QuietConsole(highlight=False, width=None if sys.stdout.isatty() else 140)

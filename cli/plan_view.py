@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from parctl.planner.memory import TERMS
 from parctl.planner.plan import Plan
-from parctl.planner.sizes import size_text
+from parctl.planner.sizes import distinct_size_texts, size_text
 from parctl.topology.layout import Slot
 from parctl.topology.request import product_text
 
@@ -21,23 +21,33 @@ MOST_RANKS = 16  # per node
 
 def show_plan(plan: Plan, console: "Console") -> None:
     """Print the whole plan. Lines are plain ASCII, so a pipe keeps them readable."""
-    console.print(headline(plan), markup=False)
+    _say(headline(plan), console)
     if work := work_text(plan):
-        console.print(work, markup=False)
+        _say(work, console)
     console.print()
-    console.print(groups_table(plan))
+    console.print(groups_table(plan, console.width))
     console.print()
     for line in rank_grid(plan):
         console.print(line, markup=False, no_wrap=True, overflow="ignore", crop=False)
     console.print()
     if stages := plan.memory.get("stages"):
-        console.print(memory_table(stages, plan.memory["worst_stage"]))
+        worst = plan.memory["worst_stage"]
+        table = memory_table(stages, worst)
+        unbounded = console.options.update(max_width=1000)
+        if console.measure(table, options=unbounded).maximum > console.width:
+            table = narrow_memory_table(stages, worst)
+        console.print(table)
     for line in verdict(plan):
-        console.print(line, markup=False)
+        _say(line, console)
     console.print()
     console.print("Why:")
     for sentence in plan.layout.explain:
-        console.print(f"  - {sentence}", markup=False)
+        _say(f"  - {sentence}", console)
+
+
+def _say(text: str, console: "Console") -> None:
+    # in a pipe a sentence is one line, so that grep finds it whole
+    console.print(text, markup=False, soft_wrap=not console.is_terminal)
 
 
 def headline(plan: Plan) -> str:
@@ -61,11 +71,15 @@ def work_text(plan: Plan) -> str | None:
     )
 
 
-def groups_table(plan: Plan) -> "Table":
+def groups_table(plan: Plan, width: int) -> "Table":
     """One row per axis: how many groups, the worst link of any of them, and what it spans."""
     table = _table("AXIS", "SIZE", "GROUPS", "LINK", "GB/S", "SCOPE", "NODES", "SENT PER STEP")
+    if width < 80:
+        table.padding = (0, 1, 0, 0)
     sent = plan.time.get("bytes_per_step") or {}
     for proof in plan.layout.proofs:
+        if proof.size == 1 and proof.axis not in plan.layout.axes:
+            continue  # what `ep` leaves of the data axes, when it leaves nothing
         table.add_row(
             proof.axis,
             f"{proof.size:,}",
@@ -128,7 +142,7 @@ def _inner(plan: Plan) -> int:
 
 def memory_table(stages: Sequence[dict[str, Any]], worst: int) -> "Table":
     """One row per pipeline stage and one column per term that any stage has."""
-    terms = [term for term in TERMS if any(stage[term] for stage in stages)]
+    terms = _terms(stages)
     table = _table("STAGE", "LAYERS", *(term.upper() for term in terms), "TOTAL PER RANK")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -137,12 +151,34 @@ def memory_table(stages: Sequence[dict[str, Any]], worst: int) -> "Table":
             table.add_row("...")
             continue
         table.add_row(
-            f"{stage['stage']}{' worst' * (stage['stage'] == worst and len(stages) > 1)}",
+            _stage_name(stage, stages, worst),
             str(stage["layers"]),
             *(size_text(stage[term]) if stage[term] else "-" for term in terms),
             size_text(stage["total"]),
         )
     return table
+
+
+def narrow_memory_table(stages: Sequence[dict[str, Any]], worst: int) -> "Table":
+    """One row per term, for the first, the worst and the last stage."""
+    shown = [stages[number] for number in sorted({0, worst, len(stages) - 1})]
+    table = _table("STAGE", *(_stage_name(stage, stages, worst) for stage in shown))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    table.add_row("LAYERS", *(str(stage["layers"]) for stage in shown))
+    for term in _terms(stages):
+        cells = (size_text(stage[term]) if stage[term] else "-" for stage in shown)
+        table.add_row(term.upper(), *cells)
+    table.add_row("TOTAL PER RANK", *(size_text(stage["total"]) for stage in shown))
+    return table
+
+
+def _terms(stages: Sequence[dict[str, Any]]) -> list[str]:
+    return [term for term in TERMS if any(stage[term] for stage in stages)]
+
+
+def _stage_name(stage: dict[str, Any], stages: Sequence[dict[str, Any]], worst: int) -> str:
+    return f"{stage['stage']}{' worst' * (stage['stage'] == worst and len(stages) > 1)}"
 
 
 def verdict(plan: Plan) -> Iterator[str]:
@@ -151,13 +187,13 @@ def verdict(plan: Plan) -> Iterator[str]:
     if "stages" not in memory:
         yield f"Memory: {memory.get('reason', 'not estimated')}"
         return
-    needs = size_text(memory["total_bytes"])
     if memory["fits"] is None:
+        needs = size_text(memory["total_bytes"])
         yield f"Needs {needs} per rank; the memory of the devices is unknown, so no verdict."
         return
+    needs, room = distinct_size_texts(memory["total_bytes"], memory["usable_bytes"])
     usable = (
-        f"{size_text(memory['usable_bytes'])} usable "
-        f"({memory['usable_fraction']:.0%} of {size_text(memory['device_bytes'])})"
+        f"{room} usable ({memory['usable_fraction']:.0%} of {size_text(memory['device_bytes'])})"
     )
     if memory["fits"]:
         yield f"FITS: needs {needs} per rank of {usable}."

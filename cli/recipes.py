@@ -25,18 +25,29 @@ def list_(
     from rich.table import Table
 
     from parctl.cli.output import check_format, console, print_document
-    from parctl.recipes.catalogue import model_rows, recipe_rows
+    from parctl.recipes.catalogue import count_text, model_rows, recipe_rows
 
     check_format(output, ("table", "json", "yaml"))
     rows = model_rows() if models else recipe_rows()
     if output != "table":
         print_document(rows, output)
         return
-    table = Table(*rows[0], box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(
-            *(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row.values())
-        )
+    if models:
+        table = Table(*rows[0], box=None, pad_edge=False)
+        for row in rows:
+            for key in ("parameters", "active"):
+                row[key] = count_text(row[key])
+            table.add_row(
+                *(f"{cell:,}" if isinstance(cell, int) else cell for cell in row.values())
+            )
+        for column in table.columns[:-1]:
+            column.no_wrap = True
+    else:
+        # the line under what a recipe is for is a recipe itself
+        table = Table("name", "what, and as a line", box=None, pad_edge=False)
+        for row in rows:
+            line = f"{row['model']}: {row['parallelism']}"
+            table.add_row(row["name"], f"{row['what']}\n{line}")
     console().print(table)
 
 

@@ -74,9 +74,12 @@ class LocalBackend:
 
     def submit(self, manifests: Manifests) -> RunRef:
         from parctl.launcher.secrets import check_secrets
+        from parctl.runtime.data_check import refuse_bad_data
 
         recipe = manifests.plan.recipe
         check_secrets(recipe.launch.secrets)
+        if recipe.data is not None and recipe.model is not None:
+            refuse_bad_data(recipe.data, recipe.model)
         if recipe.script is None and find_spec("torch") is None:
             raise UsageError("torch is not installed", hint="`pip install 'parctl[torch]'`")
         run = RunDirectory(runs_root() / manifests.run_id)

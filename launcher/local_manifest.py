@@ -85,7 +85,10 @@ def _common_environment(plan: Plan, run_id: str) -> dict[str, str]:
         "PARCTL_RUN_ID": run_id,
     }
     mask = device_mask(plan)
-    return environment if mask is None else {**environment, "CUDA_VISIBLE_DEVICES": mask}
+    if mask is None:
+        return environment
+    # the mask counts devices as the driver does; CUDA alone would put the fastest first
+    return {**environment, "CUDA_VISIBLE_DEVICES": mask, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 def device_mask(plan: Plan) -> str | None:

@@ -1,5 +1,6 @@
 """The cluster that a recipe is planned for when the user names one, or none."""
 
+from parctl.errors import UsageError
 from parctl.planner.degrees import devices_asked_for
 from parctl.recipes.spec import Recipe
 from parctl.topology.discover import discover
@@ -13,6 +14,10 @@ def cluster_for(recipe: Recipe, source: str | None, num_devices: int | None = No
     recipe's degrees multiply to, when it gives all of them.
     """
     topology = discover(source, num_devices=num_devices)
+    if not topology.nodes:
+        raise UsageError(
+            f"{topology.source} names no node", hint="a plan needs nodes: try `h100:16x8`"
+        )
     asked_for = devices_asked_for(recipe.parallelism)
     is_cpu = topology.nodes[0].hardware.kind == "cpu"
     if num_devices is None and source in (None, "local") and asked_for is not None and is_cpu:

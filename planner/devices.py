@@ -5,11 +5,13 @@ with the cluster.
 """
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from parctl.topology.model import Hardware, Topology
+from parctl.topology.hard_rule import inspect
+from parctl.topology.layout import Layout
+from parctl.topology.model import Device, Hardware, Topology
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,7 @@ class Devices:
         return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def survey(topology: Topology, *, strict_node: bool) -> Devices:
+def survey(topology: Topology, *, strict_node: bool, allow_pcie_tp: bool = False) -> Devices:
     """Count the usable devices of a cluster and find what they have in common."""
     nodes = Counter(id(node.hardware) for node in topology.nodes)
     hardware = {id(node.hardware): node.hardware for node in topology.nodes}
@@ -55,25 +57,56 @@ def survey(topology: Topology, *, strict_node: bool) -> Devices:
     alone = Counter(
         id(node.hardware) for node in topology.nodes if node.domain is None or strict_node
     )
+    bare = {
+        key: not allow_pcie_tp and inspect(hardware[key], allow_pcie=False).pcie_only
+        for key in alone
+    }
+    # where no node can hold a tp group, the layout is to say so
+    only_bare = all(bare.values()) and not domains
     for key, number in alone.items():
-        for size in _island_sizes(hardware[key], usable[key]):
+        sizes = _island_sizes(hardware[key], usable[key])
+        for size in [1] * len(usable[key]) if bare[key] and not only_bare else sizes:
             islands[size] += number
-    products: Counter[str] = Counter()
-    memories: list[int | None] = []
-    for key, number in nodes.items():
-        for position in usable[key]:
-            device = hardware[key].devices[position]
-            memories.append(device.memory_bytes)
-            if device.product is not None:
-                products[device.product] += number
-    known = [memory for memory in memories if memory is not None]
+    devices = {
+        (key, position): (hardware[key].devices[position], number)
+        for key, number in nodes.items()
+        for position in usable[key]
+    }
+    memory_bytes, products = _in_common(devices.values())
     return Devices(
         count=sum(number * len(usable[key]) for key, number in nodes.items()),
         kind="gpu" if any(item.kind == "gpu" for item in hardware.values()) else "cpu",
-        memory_bytes=min(known) if known and len(known) == len(memories) else None,
+        memory_bytes=memory_bytes,
         islands=dict(islands),
-        products=tuple(product for product, _ in products.most_common()),
+        products=products,
     )
+
+
+def narrowed(devices: Devices, topology: Topology, layout: Layout) -> Devices:
+    """Narrow down to what the devices that a layout uses have in common.
+
+    A small device that no rank sits on must not make a job too large.
+    """
+    hardware = {node.name: node.hardware for node in topology.nodes}
+    used = Counter((id(hardware[slot.node]), slot.gpu) for slot in layout.slots)
+    known = {
+        (id(item), device.index): device for item in hardware.values() for device in item.devices
+    }
+    memory_bytes, products = _in_common((known[place], number) for place, number in used.items())
+    return replace(devices, memory_bytes=memory_bytes, products=products)
+
+
+def _in_common(devices: Iterable[tuple[Device, int]]) -> tuple[int | None, tuple[str, ...]]:
+    """Memory of the smallest device, None if one is unknown; and products by number of devices."""
+    products: Counter[str] = Counter()
+    memories: list[int | None] = []
+    for device, number in devices:
+        memories.append(device.memory_bytes)
+        if device.product is not None:
+            products[device.product] += number
+    known = [memory for memory in memories if memory is not None]
+    complete = known and len(known) == len(memories)
+    return min(known) if complete else None, tuple(name for name, _ in products.most_common())
 
 
 def _without_faults(hardware: Hardware) -> list[int]:

@@ -6,16 +6,17 @@ shares the state among more ranks, then what moves ranks about, and last what ne
 
 from collections.abc import Iterator
 from dataclasses import replace
+from shlex import quote
 from typing import NamedTuple
 
 from parctl.errors import DoesNotFitError
 from parctl.planner.degrees import Degrees, with_degrees
 from parctl.planner.memory import estimate_memory
 from parctl.planner.plan import Plan
-from parctl.planner.rules import tp_divides
-from parctl.planner.sizes import size_text
-from parctl.recipes.shorthand import format_form
-from parctl.recipes.spec import Recipe, Recompute, TrainSpec
+from parctl.planner.rules import sp_divides, tp_divides
+from parctl.planner.sizes import distinct_size_texts, size_text
+from parctl.recipes.shorthand import INFER, format_form, read_form
+from parctl.recipes.spec import AXES, ParallelismSpec, Recipe, Recompute, TrainSpec
 
 STRONGER: dict[Recompute, tuple[Recompute, ...]] = {
     "none": ("selective", "full"),
@@ -32,7 +33,7 @@ class Change(NamedTuple):
 
     @property
     def text(self) -> str:
-        return " ".join(f"--set {option}" for option in self.options)
+        return " ".join(f"--set {quote(option)}" for option in self.options)
 
 
 def refuse_misfit(plan: Plan) -> None:
@@ -44,11 +45,11 @@ def refuse_misfit(plan: Plan) -> None:
     if memory.get("fits") is not False:
         return
     change = smallest_change(plan)
+    needs, room = distinct_size_texts(memory["total_bytes"], memory["usable_bytes"])
     found = f"`{change.text}` fits" if change else "no change of one or two fields fits here"
     raise DoesNotFitError(
         f"{plan.recipe.name} does not fit: a rank of pipeline stage {memory['worst_stage']} needs "
-        f"{size_text(memory['total_bytes'])}, a device has "
-        f"{size_text(memory['usable_bytes'])} usable of {size_text(memory['device_bytes'])}",
+        f"{needs}, a device has {room} usable of {size_text(memory['device_bytes'])}",
         hint=f"{found}; `parctl plan` shows every term, `--force` launches all the same",
     )
 
@@ -69,12 +70,34 @@ def smallest_change(plan: Plan) -> Change | None:
     single = list(_changes(Change((), plan.recipe, degrees_of(plan)), largest_tp))
     for change in single:
         if fits(change):
-            return change
+            return _pinned(change)
     for first in single:
         for second in _changes(first, largest_tp):
             if len({option.split("=")[0] for option in second.options}) == 2 and fits(second):
-                return second
+                return _pinned(second)
     return None
+
+
+def _pinned(change: Change) -> Change:
+    """State the degrees too where memory decided them: they would come out otherwise."""
+    spec = change.recipe.parallelism
+    given = read_form(spec.text).values
+    if not any(given.get(axis) in (True, INFER) for axis in ("auto", "pp", "cp", "ep")):
+        return change
+    if spec.fsdp == 1 and spec.zero_stage:
+        spec = replace(spec, fsdp=None)  # it takes the rest, which is 1, and shards over cp too
+    return change._replace(options=(*change.options, _option(spec, format_form(spec))))
+
+
+def _option(spec: ParallelismSpec, form: str) -> str:
+    """How to ask for a form and keep the settings that stand beside the present one."""
+    switches = ("allow_cross_node_tp", "allow_pcie_tp", "strict_node")
+    settings = [f"{name}: true" for name in switches if getattr(spec, name)]
+    if spec.order != AXES:
+        settings.append(f"order: [{', '.join(spec.order)}]")
+    if not settings:
+        return f"parallelism={form}"
+    return f"parallelism={{{', '.join((f'form: {form}', *settings))}}}"
 
 
 def degrees_of(plan: Plan) -> Degrees:
@@ -114,7 +137,7 @@ def _moves(recipe: Recipe, degrees: Degrees, largest_tp: int) -> Iterator[Degree
     ):
         if moved.world_size * 2 != degrees.world_size:
             continue  # that axis is odd
-        if tp <= largest_tp and tp_divides(model, tp):
+        if tp <= largest_tp and tp_divides(model, tp) and sp_divides(recipe, tp):
             yield replace(moved, tp=tp)
         if pp * recipe.parallelism.virtual_stages <= model.num_layers:
             yield replace(moved, pp=pp)
@@ -133,4 +156,4 @@ def _with_degrees(start: Change, degrees: Degrees) -> Change:
     spec = replace(spec, text=format_form(spec))
     recipe = replace(start.recipe, parallelism=spec)
     options = tuple(option for option in start.options if not option.startswith("parallelism"))
-    return Change((*options, f"parallelism={spec.text}"), recipe, degrees)
+    return Change((*options, _option(spec, spec.text)), recipe, degrees)

@@ -12,7 +12,7 @@ from typing import Any
 from parctl._version import __version__
 from parctl.errors import NotBuiltError
 from parctl.planner.degrees import Degrees, num_micro_batches
-from parctl.planner.devices import Devices, survey
+from parctl.planner.devices import Devices, narrowed, survey
 from parctl.planner.flops import flops_convention, model_flops_per_token, tokens_per_step
 from parctl.planner.infer import Resolution, resolve_degrees
 from parctl.planner.memory import estimate_memory
@@ -44,7 +44,7 @@ def make_plan(recipe: Recipe, topology: Topology, *, backend: str = "local") -> 
             f"{recipe.source}: OP{spec.operator} (operator parallelism) cannot be planned yet",
             hint="leave OP out of `parallelism`",
         )
-    devices = survey(topology, strict_node=spec.strict_node)
+    devices = survey(topology, strict_node=spec.strict_node, allow_pcie_tp=spec.allow_pcie_tp)
     most_tp = largest_tp(
         topology,
         allow_pcie_tp=spec.allow_pcie_tp,
@@ -59,6 +59,7 @@ def make_plan(recipe: Recipe, topology: Topology, *, backend: str = "local") -> 
         stages = split_layers(resolved.model, degrees.pp * spec.virtual_stages)
         traffic = bytes_per_step(resolved, degrees, stages)
     layout = _lay_out(resolution, topology, traffic)
+    devices = narrowed(devices, topology, layout)
     return Plan(
         recipe=resolved,
         topology={

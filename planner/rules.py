@@ -90,7 +90,15 @@ def tensor_degree(job: Job, degrees: Degrees, reserve: int) -> tuple[int, str]:
 def _tensor_candidates(job: Job, most: int) -> list[int]:
     model, island = job.recipe.model, job.devices.largest_island
     whole = [size for size in range(2, most + 1) if island % size == 0 or size % island == 0]
+    if job.recipe.parallelism.sp:
+        whole = [size for size in whole if sp_divides(job.recipe, size)]
     return [size for size in whole if model is None or tp_divides(model, size)]
+
+
+def sp_divides(recipe: Recipe, tp: int) -> bool:
+    """Whether sp gives every tp rank as many tokens; a vision model is never asked."""
+    train, model = recipe.train, recipe.model
+    return train is None or model is None or bool(model.vision) or train.seq_len % tp == 0
 
 
 def tp_divides(model: ModelSpec, tp: int) -> bool:

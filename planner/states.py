@@ -98,9 +98,9 @@ def gathered_bytes(
     """What the data axes hold beside the state while a step runs.
 
     Stage 3: two layers (`unit`) gathered for compute, and one layer's gradient before it is
-    scattered. Stage 2: all layers gathered, since they are not let go between forward and
-    backward. Replicas, a lone rank, and one that computes in another type than it stores: a copy
-    of all parameters.
+    scattered. The head stays gathered from forward to backward, when no layer is. Stage 2: all
+    layers gathered, since they are not let go between forward and backward. Replicas, a lone rank,
+    and one that computes in another type than it stores: a copy of all parameters.
     """
     if zero_stage < 2:
         copied = degrees.dp > 1 or degrees.world_size == 1 or regime.compute != regime.weight
@@ -108,6 +108,6 @@ def gathered_bytes(
     gradient = unit.total * (regime.compute + regime.gradient)
     if zero_stage == 2:
         return regime.compute * shard.total + gradient
-    if dense_shards(degrees) == 1:
+    if dense_shards(degrees) == 1 and regime.compute == regime.weight:
         return 0
     return 2 * regime.compute * unit.total + gradient

@@ -48,6 +48,16 @@ def model_rows() -> list[dict[str, Any]]:
     return rows
 
 
+def count_text(number: int) -> str:
+    """Write a number of parameters for people.
+
+    >>> count_text(671_026_419_200), count_text(8_030_261_248), count_text(842_496)
+    ('671 B', '8.03 B', '0.842 M')
+    """
+    size, unit = (number / 1e9, "B") if number >= 1e9 else (number / 1e6, "M")
+    return f"{size:.3g} {unit}"
+
+
 def recipe_text(name: str) -> str:
     """Return a shipped recipe as it is written. Raises UsageError for an unknown name."""
     path = shipped_path(name)

@@ -35,6 +35,8 @@ def read_hf_config(folder: Path) -> tuple[dict[str, Any], list[Fault]]:
         values = _gpt2(config) if config["model_type"] == "gpt2" else _llama_like(config)
     except KeyError as error:
         return {}, [_fault(f"`{path}` leaves out {error}", "is this the model's own config.json?")]
+    except TypeError as error:
+        return {}, [_fault(f"`{path}`: {error}", "is this the model's own config.json?")]
     wrong = _wrong_types(values)
     if wrong:
         return {}, [_fault(f"`{path}`: {wrong}", "is this the model's own config.json?")]
@@ -58,7 +60,7 @@ def _gpt2(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _llama_like(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = config["model_type"]
-    rope = config.get("rope_parameters") or {}  # newer files put theta and scaling together
+    rope = _mapping(config, "rope_parameters")  # newer files put theta and scaling together
     bias = bool(config.get("attention_bias", False))
     values = {
         "family": "moe" if kind in ("mixtral", "qwen3_moe") else "llama",
@@ -72,7 +74,7 @@ def _llama_like(config: Mapping[str, Any]) -> dict[str, Any]:
         "max_seq_len": config["max_position_embeddings"],
         "norm_eps": config.get("rms_norm_eps", _NORM_EPS.get(kind, 1e-6)),
         "rope_theta": rope.get("rope_theta", config.get("rope_theta", 10_000.0)),
-        "rope_scaling": _rope_scaling(rope or config.get("rope_scaling") or {}),
+        "rope_scaling": _rope_scaling(rope or _mapping(config, "rope_scaling")),
         "bias": bias and bool(config.get("mlp_bias", False)),
         "qkv_bias": bias or kind == "qwen2",
         "qk_norm": kind in ("qwen3", "qwen3_moe"),
@@ -93,6 +95,13 @@ def _llama_like(config: Mapping[str, Any]) -> dict[str, Any]:
             config,
         )
     return {key: value for key, value in values.items() if value is not None}
+
+
+def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = config.get(key) or {}
+    if not isinstance(value, dict):
+        raise TypeError(f"{key}: found {value!r}, expected keys with values")
+    return value
 
 
 def _moe(num_experts: int, top_k: int, width: int, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -151,7 +151,7 @@ class TrainFields(Fields):
     )
     validate_every: CountOrZero = Field(default=0, description="steps; 0: never", examples=[100])
     validate_batches: Count = Field(
-        default=8, description="micro-batches per validation", examples=[8]
+        default=8, description="global batches per validation", examples=[8]
     )
     log_every: Count = Field(default=10, description="steps", examples=[10])
     comm_timeout_s: Annotated[float, Field(gt=0, le=1e6)] = Field(

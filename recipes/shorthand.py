@@ -128,9 +128,10 @@ class _FormReader:
         if not digits:
             return INFER
         if not re.fullmatch(r"[0-9]+", digits):
-            clean = re.sub(r"[^0-9]", "", digits)[:7]
+            first = re.search(r"[1-9][0-9]{0,6}", digits)
             message = f"found `{digits}` after {name}, expected a degree of at least 1"
-            self.fault(offset, message, f"write `{name}{clean}`" if clean else f"write `{name}8`")
+            hint = f"write `{name}{first.group() if first else 8}`"
+            self.fault(offset, message, f"{hint}; terms are joined by `+`, as in `TP8+SP+FSDP16`")
             return INFER
         if len(digits) > 7 or not 1 <= int(digits) <= MAX_DEGREE:
             shown = digits if len(digits) <= 12 else f"{digits[:9]}..."
@@ -175,6 +176,11 @@ class _FormReader:
 
     def pipeline(self, term: str, rest: str, offset: int) -> None:
         digits, at, tail = rest.partition("@")
+        stages, colon, virtual = digits.partition(":")
+        if colon and not at:
+            message = f"found `{rest}` after PP, expected a schedule before `:`"
+            self.fault(offset + 2, message, f"write `PP{stages}@interleaved-1f1b:{virtual or 2}`")
+            digits = stages
         self.give("pp", self.degree("PP", digits, offset + 2), offset, term)
         if not at:
             return

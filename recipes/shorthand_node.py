@@ -8,21 +8,25 @@ work on the shorthand as on the mapping.
 from typing import Any
 
 from parctl.errors import Problem
+from parctl.recipes.presets import find_preset
 from parctl.recipes.schema import RecipeFields
 from parctl.recipes.shorthand import read_form
 from parctl.recipes.yaml_source import Entry, MappingNode, Node, Position, Scalar
 
 
 def is_line(root: Node) -> bool:
-    """Whether a document is a whole recipe in one line: one key, no field of ours, with a text."""
+    """Whether a document is a whole recipe in one line: one key, no field of ours, with a text.
+
+    `LLaMA-70B:` is one too: its form was forgotten, and that is what its problem should say.
+    """
     if not isinstance(root, MappingNode) or len(root.entries) != 1:
         return False
     (entry,) = root.entries.values()
-    return (
-        entry.key.text not in RecipeFields.model_fields
-        and isinstance(entry.value, Scalar)
-        and isinstance(entry.value.value, str)
-    )
+    if entry.key.text in RecipeFields.model_fields or not isinstance(entry.value, Scalar):
+        return False
+    if entry.value.value is None:
+        return find_preset(entry.key.text) is not None
+    return isinstance(entry.value.value, str)
 
 
 def expand_line(root: MappingNode) -> tuple[MappingNode, str]:
@@ -33,7 +37,8 @@ def expand_line(root: MappingNode) -> tuple[MappingNode, str]:
     full = MappingNode(position=root.position)
     full.entries["version"] = synthetic_entry("version", 1, model.position)
     full.entries["model"] = Entry(key=_scalar("model", "model", model), value=_as_text(model))
-    full.entries["parallelism"] = Entry(key=_scalar("parallelism", "parallelism", form), value=form)
+    key = _scalar("parallelism", "parallelism", form)
+    full.entries["parallelism"] = Entry(key=key, value=_as_text(form))
     return full, model.text
 
 

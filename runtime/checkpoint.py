@@ -22,11 +22,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from parctl.errors import UsageError
+from parctl.errors import ParctlError, UsageError
 from parctl.recipes.spec import CheckpointSpec, ModelSpec, to_json
 from parctl.runtime.optimizer import MOMENTS, set_step
 from parctl.topology.layout import Layout
@@ -81,15 +82,25 @@ class Checkpoints:
                 shutil.rmtree(torn)
             partial.mkdir(parents=True)
         dist.barrier()
-        save(
-            tensors(parameters, optimizer),
-            storage_writer=FileSystemWriter(partial, single_file_per_rank=True, sync_files=True),
-        )
+        try:
+            save(
+                tensors(parameters, optimizer),
+                storage_writer=FileSystemWriter(
+                    partial, single_file_per_rank=True, sync_files=True
+                ),
+            )
+        except CheckpointException as error:
+            free = shutil.disk_usage(self.directory).free
+            raise ParctlError(
+                f"cannot write {final}, {free / 1e9:.1f} GB are free there: {first_cause(error)}",
+                hint="the checkpoints before it are whole, and the next launch continues them",
+            ) from None
         dist.barrier()
         if dist.get_rank() == 0:
             content = {"schema": SCHEMA, **asdict(progress)}
             write_synced(partial / DESCRIPTION, json.dumps(content, indent=1))
             write_synced(partial / COMPLETE, "")
+            sync_directory(partial)
             os.rename(partial, final)
             sync_directory(self.directory)
             self._remove_old()
@@ -113,9 +124,25 @@ class Checkpoints:
         """Read parameters and optimizer state in place, from a checkpoint of any layout."""
         progress = read_progress(path)
         refuse_other_model(path, progress.model, model)
-        load(tensors(parameters, optimizer), storage_reader=FileSystemReader(path))
+        try:
+            load(tensors(parameters, optimizer), storage_reader=FileSystemReader(path))
+        except CheckpointException as error:
+            raise ParctlError(
+                f"cannot read {path}: {first_cause(error)}",
+                hint="remove that directory, and the checkpoint before it is used",
+            ) from None
         set_step(optimizer, progress.step)
         return progress
+
+
+def first_cause(error: CheckpointException) -> BaseException:
+    """Return what went wrong on the first of the ranks where something did.
+
+    torch's own exception is no `Exception`, so nobody would catch it, and prints the traceback of
+    every rank.
+    """
+    cause, _ = next(iter(error.failures.values()))
+    return cause
 
 
 def step_of(path: Path) -> int:
@@ -161,17 +188,25 @@ def refuse_other_model(path: Path, saved: Mapping[str, Any], model: ModelSpec) -
         )
 
 
-def refuse_private_directory(directory: Path, layout: Layout) -> None:
-    """Raise when nodes do not share `directory`: each would keep a part that nobody can join."""
-    if layout.num_nodes == 1:
-        return
-    probe = directory / ".shared-by-all-nodes"
+def refuse_unusable_directory(directory: Path, layout: Layout, *, run: str) -> None:
+    """Raise when `directory` cannot be written, now and not at the first save.
+
+    Raise also when nodes do not share it: each would keep a part that nobody can join.
+    """
+    probe = directory / f".writable-by-{run}"
     if dist.get_rank() == 0:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-    dist.barrier()
-    seen: list[bool] = [False] * dist.get_world_size()
-    dist.all_gather_object(seen, probe.exists())
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+        except OSError as error:
+            raise UsageError(
+                f"checkpoint.dir = {directory} cannot be written: {error.strerror}",
+                hint="set checkpoint.dir to a directory that the ranks may write",
+            ) from error
+    seen: list[bool] = [True] * dist.get_world_size()
+    if layout.num_nodes > 1:
+        dist.barrier()
+        dist.all_gather_object(seen, probe.exists())
     if dist.get_rank() == 0:
         probe.unlink()
     if not all(seen):

@@ -39,7 +39,8 @@ class Batches:
             raise UsageError(
                 f"data.{what} holds {len(stream)} tokens, "
                 f"but one sequence takes train.seq_len + 1 = {train.seq_len + 1}",
-                hint="add text, or lower train.seq_len",
+                hint="add text, or lower train.seq_len"
+                + (", or set train.validate_every to 0" if what == "validation" else ""),
             )
         self._stream, self._train, self._mesh = stream, train, mesh
         self._rows = train.global_batch // mesh.data_size

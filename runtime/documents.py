@@ -66,7 +66,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                     hint="tokenised files end in .bin, or set data.format: bin",
                 )
             try:
-                yield number, raw.decode()
+                # programs on Windows begin a file with a byte order mark, which is no text
+                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise UsageError(
                     f"{path}:{number}: byte {error.start + 1} of the line is not UTF-8",
@@ -85,6 +86,11 @@ def read_rows(path: Path, text_key: str) -> Iterator[str]:
                 f"{path}:{number}:{error.colno}: not JSON: {error.msg}",
                 hint="a jsonl file holds one JSON object per line",
             ) from error
+        except (ValueError, RecursionError) as error:  # a number or a nest that Python refuses
+            raise UsageError(
+                f"{path}:{number}: not JSON that can be read: {error}",
+                hint="a jsonl file holds one JSON object per line",
+            ) from error
         text = row.get(text_key) if isinstance(row, dict) else None
         if not isinstance(text, str):
             keys = ", ".join(row) if isinstance(row, dict) else f"a {type(row).__name__}"
@@ -92,4 +98,11 @@ def read_rows(path: Path, text_key: str) -> Iterator[str]:
                 f"{path}:{number}: no text under the key `{text_key}`, found: {keys}",
                 hint="set data.text_key to the key that holds the text",
             )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"{path}:{number}: {text[error.start]!a} is half of a surrogate pair, no character",
+                hint="remove it, or the row",
+            ) from error
         yield text

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from parctl.errors import UsageError
+from parctl.runtime.data_check import find_tokenizer, not_a_tokenizer, refuse_small_vocabulary
 
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 
@@ -40,7 +40,12 @@ class FileTokenizer:
     """A Hugging Face `tokenizer.json`."""
 
     def __init__(self, path: Path) -> None:
-        self._tokenizer = open_tokenizer(path)
+        from tokenizers import Tokenizer as HuggingFaceTokenizer
+
+        try:
+            self._tokenizer: Any = HuggingFaceTokenizer.from_file(str(path))
+        except Exception as error:  # the package raises bare Exception
+            raise not_a_tokenizer(path, error) from error
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.num_ids = max(vocabulary.values()) + 1
         self._end = [vocabulary[mark] for mark in END_OF_TEXT if mark in vocabulary][:1]
@@ -50,35 +55,9 @@ class FileTokenizer:
         return np.array([*ids, *self._end], dtype=np.int64)
 
 
-def open_tokenizer(path: Path) -> Any:
-    try:
-        from tokenizers import Tokenizer as HuggingFaceTokenizer
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"data.tokenizer = {path} needs the package tokenizers, which is not installed",
-            hint="`pip install 'parctl[torch]'`, or set data.tokenizer to `byte`",
-        ) from error
-    if not path.is_file():
-        raise UsageError(
-            f"data.tokenizer = {path}: no such file",
-            hint="give `byte` or the path of a Hugging Face tokenizer.json",
-        )
-    try:
-        return HuggingFaceTokenizer.from_file(str(path))
-    except Exception as error:  # the package raises bare Exception
-        raise UsageError(
-            f"data.tokenizer = {path}: not a Hugging Face tokenizer.json: {error}",
-            hint="give `byte` or the path of a Hugging Face tokenizer.json",
-        ) from error
-
-
 def load_tokenizer(name: str, *, vocab_size: int) -> Tokenizer:
     """Return the tokenizer `name`. Its ids must be in the model's vocabulary."""
-    tokenizer: Tokenizer = ByteTokenizer() if name == "byte" else FileTokenizer(Path(name))
-    if tokenizer.num_ids > vocab_size:
-        raise UsageError(
-            f"data.tokenizer = {name} makes ids up to {tokenizer.num_ids - 1}, "
-            f"but model.vocab_size is {vocab_size}",
-            hint=f"set model.vocab_size to {tokenizer.num_ids} or more",
-        )
+    tokenizer: Tokenizer
+    tokenizer = ByteTokenizer() if name == "byte" else FileTokenizer(find_tokenizer(name))
+    refuse_small_vocabulary(name, tokenizer.num_ids, vocab_size)
     return tokenizer

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from parctl.errors import UsageError
 from parctl.recipes.spec import DataSpec
-from parctl.runtime.documents import file_format, list_files, read_documents
+from parctl.runtime.data_check import common_format
+from parctl.runtime.documents import list_files, read_documents
 from parctl.runtime.tokenizer import load_tokenizer
 
 
@@ -86,13 +87,7 @@ def open_stream(
     Every rank calls it; the leader of each node tokenises, the others wait for it.
     """
     files = list_files(sources)
-    formats = {file_format(path, spec) for path in files}
-    if "bin" in formats and len(formats) > 1:
-        raise UsageError(
-            f"data: {', '.join(sources)} mixes tokenised files with text",
-            hint="tokenise all of them, or name only one kind",
-        )
-    if formats == {"bin"}:
+    if common_format(files, spec) == "bin":
         return map_files(files, id_type(vocab_size), vocab_size)
     tokenizer = load_tokenizer(spec.tokenizer, vocab_size=vocab_size)
     cache = directory / f"tokens-{fingerprint(files, spec)}.bin"

@@ -7,13 +7,14 @@ import hashlib
 from collections.abc import Callable
 from datetime import timedelta
 from enum import Enum
+from math import isfinite
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parctl.errors import UsageError
+from parctl.errors import ParctlError, UsageError
 from parctl.recipes.spec import TrainSpec, to_json
 from parctl.runtime import data_parallel
 from parctl.runtime.checkpoint import Progress, read_progress
@@ -45,6 +46,7 @@ def train(training: Training, *, stop: Callable[[], bool]) -> Outcome:
     for step in range(first, spec.steps + 1):
         loss_sum = accumulate_gradients(training, step)
         loss, grad_norm, stopping = exchange_totals(training, loss_sum, stopping=stop())
+        refuse_divergence(step, loss=loss, grad_norm=grad_norm)
         rate = update_weights(training, step, grad_norm)
         reporter.count_step()
         if step == first:
@@ -53,6 +55,7 @@ def train(training: Training, *, stop: Callable[[], bool]) -> Outcome:
         validation_loss = None
         if training.validation_batches and (last or step % spec.validate_every == 0):
             validation_loss = validate(training, training.validation_batches)
+            refuse_divergence(step, validation_loss=validation_loss)
         if step % spec.log_every == 0 or step == first or last or validation_loss is not None:
             reporter.report(
                 step=step, loss=loss, grad_norm=grad_norm, lr=rate, validation_loss=validation_loss
@@ -97,7 +100,8 @@ def resume(training: Training) -> int:
             "so its place in the data has no meaning here",
             hint="set both to what they were, or start in another checkpoint.dir",
         )
-    training.reporter.say(f"resuming from {path.name}")
+    left = max(0, training.spec.steps - progress.step)
+    training.reporter.say(f"resuming from {path.name}, {left} of {training.spec.steps} steps left")
     return progress.step + 1
 
 
@@ -140,6 +144,20 @@ def exchange_totals(
     dist.all_reduce(totals)
     loss, squares, flags = totals.tolist()
     return loss, squares**0.5, flags > 0
+
+
+def refuse_divergence(step: int, **numbers: float) -> None:
+    """Raise when a number is not finite: no later step would mend the weights.
+
+    All ranks hold the same numbers, so all of them leave here.
+    """
+    wrong = [f"{name} {value}" for name, value in numbers.items() if not isfinite(value)]
+    if wrong:
+        raise ParctlError(
+            f"training diverged at step {step}: {', '.join(wrong)}",
+            hint="lower train.optimizer.lr, lengthen train.optimizer.warmup_steps, "
+            "or set train.optimizer.max_grad_norm",
+        )
 
 
 def update_weights(training: Training, step: int, grad_norm: float) -> float:

@@ -15,12 +15,12 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-import torch._dynamo
+import torch._dynamo  # optimizers want it, which costs a second: once here, not in every fork
 import torch.distributed as dist
 
 from parctl.errors import ParctlError
 from parctl.planner.plan import Plan, plan_from_json
-from parctl.runtime.checkpoint import refuse_private_directory
+from parctl.runtime.checkpoint import refuse_unusable_directory
 from parctl.runtime.mesh import build_mesh, choose_device, join_world
 from parctl.runtime.trainer import Outcome, train
 from parctl.runtime.training import prepare
@@ -67,13 +67,14 @@ def run_plan(plan: Plan, run_dir: Path, stop: TermSignal) -> Outcome:
     device = choose_device()
     join_world(plan.layout, device)
     mesh = build_mesh(plan.layout, device, wrap_alone=plan.recipe.train.precision == "bf16")
-    directory = plan.recipe.checkpoint.dir
-    refuse_private_directory(Path(directory) if directory else run_dir / "checkpoints", plan.layout)
+    run = os.environ["PARCTL_RUN_ID"]
+    directory = Path(plan.recipe.checkpoint.dir or run_dir / "checkpoints")
+    refuse_unusable_directory(directory, plan.layout, run=run)
     training = prepare(
         plan,
         mesh,
         run_dir,
-        run=os.environ["PARCTL_RUN_ID"],
+        run=run,
         attempt=int(os.environ["PARCTL_ATTEMPT"]),
         leader=os.environ["LOCAL_RANK"] == "0",
     )

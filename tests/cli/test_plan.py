@@ -1,11 +1,20 @@
 """`parctl plan`: what a person and a program read."""
 
+import io
 import json
+import re
+import subprocess
+import sys
 
 import pytest
 import yaml
+from rich.console import Console
 
 from parctl.cli.main import run
+from parctl.cli.plan_view import show_plan
+from parctl.planner.make import make_plan
+from parctl.recipes.loader import load_recipe
+from parctl.topology.synthetic import parse_cluster
 
 Captured = pytest.CaptureFixture[str]
 
@@ -91,3 +100,38 @@ def test_this_machine_is_the_default(capsys: Captured) -> None:
 def test_an_unknown_format_is_refused(capsys: Captured) -> None:
     assert run(["plan", "tiny-llama", "-o", "xml"]) == 2
     assert "no such format here" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_early_is_no_failure() -> None:
+    command = [sys.executable, "-m", "parctl", "plan", "gpt3-175b", "--cluster", "h100:128x8"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        _, errors = process.communicate()
+    assert (process.returncode, errors) == (0, b"")
+
+
+def test_a_piped_reason_is_one_line(capsys: Captured) -> None:
+    run(["plan", "llama-70b", "--cluster", "h100:16x8"])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "tp = 8: the" in line)
+    assert line.endswith("does not fit 77.0 GB at any degree")
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_narrow_terminal_cuts_no_number_apart(width: int) -> None:
+    plan = make_plan(load_recipe("gpt3-175b"), parse_cluster("h100:128x8"))
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, no_color=True)
+    with console.capture() as captured:
+        show_plan(plan, console)
+    lines = [
+        " ".join(re.sub(r"\x1b\[\d*m", "", line).split()) for line in captured.get().split("\n")
+    ]
+    assert "tp 8 128 nvlink 450 node 1 406 GB" in lines
+    assert "STAGE 0 worst 7" in lines
+    assert "WEIGHTS 11.3 GB 11.2 GB" in lines
+    assert "TOTAL PER RANK 57.8 GB 53.3 GB" in lines
+
+
+def test_an_axis_that_ep_left_nothing_of_is_not_shown(capsys: Captured) -> None:
+    run(["plan", "deepseek-v3", "--cluster", "h100:128x8"])
+    assert "\nedp " not in capsys.readouterr().out

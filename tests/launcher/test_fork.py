@@ -81,6 +81,13 @@ def test_a_killed_rank_is_retried_and_the_run_ends_with_the_same_loss(undisturbe
     assert left() == []
 
 
+def test_a_layout_that_permutes_ranks_trains_alike(undisturbed: float) -> None:
+    plan = training("parallelism={form: TP2+SP+FSDP2, order: [tp, fsdp]}")
+    assert plan.layout.ranks == (0, 2, 1, 3)
+    assert run(plan).state is State.SUCCEEDED
+    assert BACKEND.metrics("probe-1")[-1]["loss"] == pytest.approx(undisturbed, rel=1e-5)
+
+
 def test_a_head_start_that_is_not_used_leaves_nothing() -> None:
     with BACKEND.head_start(training().recipe, "probe-1"):
         until(left)

@@ -76,7 +76,9 @@ def test_ranks_get_the_environment_of_torchrun(monkeypatch: pytest.MonkeyPatch) 
 def test_gpus_are_masked_in_the_order_of_local_ranks() -> None:
     run(script_plan(PRINT_ENVIRONMENT, axes={"tp": 2}, kind="gpu"))
 
-    assert [json.loads(log(rank)[0])["CUDA_VISIBLE_DEVICES"] for rank in (0, 1)] == ["0,1", "0,1"]
+    environments = [json.loads(log(rank)[0]) for rank in (0, 1)]
+    assert [rank["CUDA_VISIBLE_DEVICES"] for rank in environments] == ["0,1", "0,1"]
+    assert environments[0]["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"  # in which NVML counts them
 
 
 def test_what_the_user_exports_wins_over_our_defaults_and_the_recipe_over_both(

@@ -44,6 +44,10 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         alive = [reference() for reference in self.storages.values()]
         return sum(storage.nbytes() for storage in alive if storage is not None)
 
+    def has_seen(self, tensor: torch.Tensor) -> bool:
+        reference = self.storages.get(_local(tensor).untyped_storage()._cdata)
+        return reference is not None and reference() is not None
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
@@ -65,6 +69,7 @@ class Measured:
     weights: int
     gradients: int
     optimizer: int
+    gathered: int  # weights that are whole, or copied, from forward to backward
     activations: int  # kept from forward to backward, the logits left out
     peak: int  # most at once in a micro-batch, weights and optimizer state left out
 
@@ -106,7 +111,10 @@ def measure(recipe: Recipe, axes: Mapping[str, int]) -> Measured:
             torch.autograd.backward(parallel.loss_sum(batch))
             before = live.now
             logits = parallel.module(tokens)
-            held = live.now - before - _bytes([logits])
+            # what a module calls its parameters between the passes is what it has gathered
+            whole = [part for part in parallel.module.parameters() if live.has_seen(part)]
+            gathered = _bytes(whole)
+            held = live.now - before - _bytes([logits]) - gathered
             del logits
             torch.autograd.backward(parallel.loss_sum(batch))
         return Measured(
@@ -120,6 +128,7 @@ def measure(recipe: Recipe, axes: Mapping[str, int]) -> Measured:
                     if name != "step"
                 ]
             ),
+            gathered=gathered,
             activations=held,
             peak=live.peak,
         )

@@ -88,7 +88,10 @@ def test_predicted_memory_is_what_the_runtime_holds(
     assert measured.weights == estimate.weights
     assert measured.gradients == estimate.gradients
     assert measured.optimizer == estimate.optimizer
-    copied = estimate.gathered if "fsdp" not in axes else 0  # lives from forward to backward
-    assert estimate.activations + copied == pytest.approx(measured.activations, rel=0.05)
+    if "fsdp" in axes:  # shards keep only the head whole, because backward begins with it
+        assert 0 < measured.gathered <= estimate.gathered
+    else:
+        assert measured.gathered == estimate.gathered
+    assert estimate.activations == pytest.approx(measured.activations, rel=0.05)
     peak = estimate.total - estimate.weights - estimate.optimizer
     assert 0.90 < peak / measured.peak < 1.15

@@ -63,3 +63,14 @@ def test_whole_tensor_groups_are_what_counts() -> None:
     devices = survey(parse_cluster("h100:1x6+h100:2x8"), strict_node=False)
     assert (devices.usable(1), devices.usable(4), devices.usable(8)) == (22, 20, 16)
     assert devices.usable(16) == 16  # across islands: allowed only where the recipe says so
+
+
+def test_devices_joined_by_pcie_only_hold_no_tensor_group_beside_those_that_can() -> None:
+    topology = parse_cluster("h100:2x8+l40s:1x4")
+    devices = survey(topology, strict_node=False)
+    assert (devices.count, dict(devices.islands)) == (20, {8: 2, 1: 4})
+    assert (devices.usable(1), devices.usable(2)) == (20, 16)
+    allowed = survey(topology, strict_node=False, allow_pcie_tp=True)
+    assert dict(allowed.islands) == {8: 2, 4: 1}
+    # alone they are one set, so that the layout can say why they do not do
+    assert dict(survey(parse_cluster("l40s:2x4"), strict_node=False).islands) == {4: 2}

@@ -75,6 +75,54 @@ def test_the_named_change_really_fits(line: str, cluster: str) -> None:
     assert plan(line, cluster, *change.options).memory["fits"] is True
 
 
+@pytest.mark.parametrize(
+    ("line", "cluster", "overrides", "options"),
+    [
+        # with less memory to find room for, auto and pp would come out otherwise
+        (
+            "llama-3-8b: PP+FSDP",
+            "h100:2x8",
+            ["train.micro_batch=2", "train.recompute=none"],
+            ("train.recompute=selective", "parallelism=PP4+FSDP4"),
+        ),
+        (
+            "llama-3-8b: auto",
+            "a100-40g:4x8",
+            ["train.micro_batch=4", "train.recompute=none", "train.global_batch=504"],
+            ("train.recompute=full", "parallelism=TP4+SP+PP4+FSDP2"),
+        ),
+    ],
+)
+def test_degrees_that_memory_decided_are_stated_too(
+    line: str, cluster: str, overrides: list[str], options: tuple[str, ...]
+) -> None:
+    made = plan(line, cluster, *overrides)
+    change = smallest_change(made)
+    assert change is not None
+    assert change.options == options
+    changed = plan(line, cluster, *overrides, *change.options)
+    assert changed.memory["fits"] is True
+    assert changed.layout.axes == made.layout.axes
+
+
+def test_settings_beside_a_form_are_kept() -> None:
+    settings = ["parallelism.strict_node=true", "parallelism.order=[dp, pp, fsdp, cp, tp]"]
+    made = plan("llama-3-8b: DP8", "h100:1x8", *settings)
+    change = smallest_change(made)
+    assert change is not None
+    assert change.text == (
+        "--set 'parallelism={form: FSDP8, strict_node: true, order: [dp, pp, fsdp, cp, tp]}'"
+    )
+    changed = plan("llama-3-8b: DP8", "h100:1x8", *change.options)
+    assert changed.memory["fits"] is True
+    assert changed.recipe.parallelism.strict_node
+
+
+def test_a_near_miss_is_told_with_digits_that_differ() -> None:
+    with pytest.raises(DoesNotFitError, match=r"needs 126\.91 GB, a device has 126\.90 GB"):
+        refuse_misfit(plan("llama-70b: TP+SP+FSDP", "h200:7x6", "train.global_batch=504"))
+
+
 def test_no_change_breaks_the_hard_rule() -> None:
     # tp 8 would fit, but a DGX-1V has full meshes of 4
     made = plan("llama-3-8b: TP+FSDP", "v100:2x8")

@@ -150,3 +150,9 @@ def test_pipeline_stages_need_layers_and_ranks() -> None:
     error = refusal("llama-3-8b: TP8+PP+FSDP", "h100:1x8")
     assert isinstance(error, CannotPlaceError)
     assert error.message.startswith("pp needs 2 or more stages, and llama-3-8b")
+
+
+def test_sequence_parallel_ranks_get_as_many_tokens_each() -> None:
+    # 96 heads divide by 6, 2,048 tokens do not
+    assert resolve("gpt-3-175b: TP+SP+PP+FSDP", "h100:6x6").degrees.tp == 2
+    assert resolve("gpt-3-175b: TP+PP+FSDP", "h100:6x6").degrees.tp == 6

@@ -84,6 +84,16 @@ def test_uneven_nodes_are_used_as_far_as_they_go() -> None:
     assert dict(made.layout.axes) == {"fsdp": 5, "tp": 4}
 
 
+def test_a_small_device_that_no_rank_sits_on_does_not_decide_whether_it_fits() -> None:
+    recipe = load_recipe("llama-70b")
+    mixed = make_plan(recipe, parse_cluster("h100:16x8+l40s:1x4"))
+    alone = make_plan(recipe, parse_cluster("h100:16x8"))
+    assert mixed.layout.axes == {"fsdp": 16, "tp": 8}
+    assert mixed.memory == alone.memory
+    assert mixed.memory["fits"] is True
+    assert mixed.time["peak_flops_per_device"] == alone.time["peak_flops_per_device"]
+
+
 def test_the_same_input_gives_the_same_plan() -> None:
     assert plan("llama-70b", "h100:16x8") == plan("llama-70b", "h100:16x8")
 

@@ -52,6 +52,7 @@ def test_fp64_doubles_everything() -> None:
     ("zero_stage", "degrees", "expected"),
     [
         (3, Degrees(fsdp=4), 100 * (2 * 2 + 2 + 4)),  # two layers gathered, one gradient
+        (3, Degrees(tp=4), 100 * (2 * 2 + 2 + 4)),  # one rank: the rest was 1, bf16 is still a copy
         (2, Degrees(fsdp=4), 1000 * 2 + 100 * (2 + 4)),
         (0, Degrees(dp=4), 1000 * 2),  # DDP's copy in bf16
         (0, Degrees(tp=4), 1000 * 2),
@@ -64,3 +65,4 @@ def test_gathered_copies_by_hand(zero_stage: int, degrees: Degrees, expected: in
 
 def test_tensor_parallelism_alone_in_fp32_copies_nothing() -> None:
     assert gathered_bytes(THOUSAND, THOUSAND, REGIMES["fp32"], 0, Degrees(tp=4)) == 0
+    assert gathered_bytes(THOUSAND, THOUSAND, REGIMES["fp32"], 3, Degrees(tp=4)) == 0

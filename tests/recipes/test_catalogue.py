@@ -1,6 +1,7 @@
 """`parctl recipes list|show|init`."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,23 @@ def test_list_models_gives_counts(capsys: pytest.CaptureFixture[str]) -> None:
     line = next(
         line for line in capsys.readouterr().out.splitlines() if line.startswith("llama-3-70b")
     )
-    assert line.split()[:3] == ["llama-3-70b", "llama", "70,553,706,496"]
+    assert line.split()[:4] == ["llama-3-70b", "llama", "70.6", "B"]
+    assert run(["recipes", "list", "--models", "-o", "json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["llama-3-70b"]["parameters"] == 70_553_706_496
+
+
+def test_a_list_of_80_columns_shows_every_recipe_as_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert run(["recipes", "list"]) == 0
+    out = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out)
+    assert max(len(line) for line in out.splitlines()) <= 80
+    assert "deepseek-v3: DP64+TP2+SP+PP8@interleaved-1f1b:4+EP64" in out
+    assert "llama-3.1-405b: TP8+SP+PP16+CP16+FSDP8" in out
 
 
 def test_show_prints_the_file(capsys: pytest.CaptureFixture[str]) -> None:

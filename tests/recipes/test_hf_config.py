@@ -77,3 +77,12 @@ def test_a_wrong_type_inside_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     _, (fault,) = read_hf_config(tmp_path)
     assert "num_layers" in fault.message
+
+
+@pytest.mark.parametrize("value", [-1, "x", True, 1.5, [1]])
+def test_a_rope_scaling_that_is_no_mapping_is_refused(value: Any, tmp_path: Path) -> None:
+    config = CONFIGS["llama-3.1-8b"][1] | {"rope_scaling": value}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    _, faults = read_hf_config(tmp_path)
+    assert [fault.path for fault in faults] == ["hf"]
+    assert f"rope_scaling: found {value!r}, expected keys with values" in faults[0].message

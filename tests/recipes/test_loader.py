@@ -75,6 +75,13 @@ def test_a_line_needs_no_blank_behind_the_colon() -> None:
     assert load_recipe("tiny-llama:TP2+FSDP2").parallelism.text == "TP2+FSDP2"
 
 
+def test_a_model_without_a_form_is_told_that_the_form_is_missing() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("LLaMA-70B:")
+    (problem,) = caught.value.problems
+    assert (problem.column, problem.message) == (11, "found nothing, expected a term")
+
+
 def test_columns_in_a_line_point_into_the_form() -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe("tiny-llama: TP2+XX")

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import time
@@ -141,11 +143,40 @@ def test_a_checkpoint_without_its_mark_is_skipped(text: Path, tmp_path: Path) ->
     assert (tmp_path / "checkpoints" / "step-00000004" / "COMPLETE").exists()
 
 
+def test_a_damaged_checkpoint_is_named_without_a_traceback(text: Path, tmp_path: Path) -> None:
+    train_to_end(plan(text, {}, train={"steps": 1}, checkpoint={"at_end": True}), tmp_path)
+    (damaged,) = (tmp_path / "checkpoints" / "step-00000001").glob("*.distcp")
+    damaged.unlink()
+    log = refusal(plan(text, {}, train={"steps": 2}), tmp_path)
+    assert f"error: cannot read {damaged.parent}: [Errno 2] No such file" in log
+    assert "hint: remove that directory" in log
+    assert "Traceback" not in log
+
+
+def test_a_save_that_fails_is_told_and_leaves_those_before(text: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a full disk, which needs a mount."""
+    made = plan(text, {"fsdp": 2}, train={"steps": 1000}, checkpoint={"every": 2})
+
+    def forbid_large_files(pids: list[int]) -> None:
+        while not (tmp_path / "checkpoints" / "step-00000002").exists():
+            time.sleep(0.0005)
+        for pid in pids:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    assert run_plan(made, tmp_path, while_running=forbid_large_files) == [1, 1]
+    log = read_logs(tmp_path)
+    assert re.search(r"error: cannot write \S+/step-\d+, \d+\.\d GB are free there: ", log)
+    assert "hint: the checkpoints before it are whole" in log
+    assert "Traceback" not in log
+    assert (tmp_path / "checkpoints" / "step-00000002" / "COMPLETE").exists()
+
+
 def test_a_finished_run_started_again_makes_no_step(text: Path, tmp_path: Path) -> None:
     made = plan(text, {}, train={"steps": 2}, checkpoint={"at_end": True})
     train_to_end(made, tmp_path)
     train_to_end(made, tmp_path)
     assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2]
+    assert "resuming from step-00000002, 0 of 2 steps left" in read_logs(tmp_path)
 
 
 def refusal(made: Any, run_dir: Path, **environment: str) -> str:

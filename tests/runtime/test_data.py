@@ -62,6 +62,13 @@ def test_documents_lie_end_to_end_with_a_mark_between(tmp_path: Path) -> None:
     assert tokens.read(0, len(tokens)).tolist() == [97, 98, 10, 0, 99, 0, 0xC3, 0xA9, 0]
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfab")
+    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "c"}\r\n')
+    tokens = stream(tmp_path, tmp_path / "a.txt", tmp_path / "b.jsonl")
+    assert tokens.read(0, len(tokens)).tolist() == [97, 98, 0, 99, 0]
+
+
 def test_globs_are_sorted_and_the_shipped_corpus_is_found(tmp_path: Path) -> None:
     for name in ("b", "a"):
         (tmp_path / f"{name}.txt").write_text(name)
@@ -101,6 +108,12 @@ def test_faults_name_the_file_and_the_line(tmp_path: Path) -> None:
     assert f"{path}:2: no text under the key `text`, found: body, id" in refusal(tmp_path, path)
     path.write_text("[1]\n")
     assert f"{path}:1: no text under the key `text`, found: a list" in refusal(tmp_path, path)
+    path.write_text('{"text": "a"}\n{"text": "\\ud83d"}\n')
+    assert f"{path}:2: '\\ud83d' is half of a surrogate pair" in refusal(tmp_path, path)
+    path.write_text('{"text": "a", "id": ' + "9" * 5000 + "}\n")
+    assert f"{path}:1: not JSON that can be read: Exceeds the limit" in refusal(tmp_path, path)
+    path.write_text("[" * 100_000)
+    assert f"{path}:1: not JSON that can be read: maximum recursion" in refusal(tmp_path, path)
     path.write_text("\n \n")
     assert "holds no text" in refusal(tmp_path, path)
 

@@ -5,11 +5,19 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 
 import pytest
-from tests.runtime.harness import fork_ranks, read_logs, run_plan, train_to_end
-from tests.runtime.plans import plan
+from tests.runtime.harness import (
+    fork_ranks,
+    read_logs,
+    read_metrics,
+    run_plan,
+    train_to_end,
+)
+from tests.runtime.plans import OPTIMIZER, plan
 
 from parctl.runtime.worker import run_rank
 
@@ -81,6 +89,28 @@ def test_a_users_mistake_is_told_without_a_traceback(text: Path, tmp_path: Path)
     assert "hint: check the path" in log
     assert "Traceback" not in log
     assert error_message(tmp_path, 0).startswith("UsageError: data: ")
+
+
+def test_a_directory_that_cannot_be_written_is_refused_before_the_first_step(
+    text: Path, tmp_path: Path
+) -> None:
+    made = plan(text, {"dp": 2}, checkpoint={"dir": f"{text}/checkpoints"})
+    codes = run_plan(made, tmp_path)
+    assert codes[0] == 1
+    message = error_message(tmp_path, 0)
+    assert message == (
+        f"UsageError: checkpoint.dir = {text}/checkpoints cannot be written: Not a directory"
+    )
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_training_that_diverges_says_so_and_stops(text: Path, tmp_path: Path) -> None:
+    optimizer = replace(OPTIMIZER, lr=1e9, min_lr=1e9, warmup_steps=0)
+    made = plan(text, {"dp": 2}, train={"steps": 100, "optimizer": optimizer, "validate_every": 1})
+    assert run_plan(made, tmp_path) == [1, 1]
+    assert "training diverged at step" in error_message(tmp_path, 0)
+    assert "hint: lower train.optimizer.lr" in read_logs(tmp_path)
+    assert all(isfinite(record["loss"]) for record in read_metrics(tmp_path))
 
 
 def test_a_broken_plan_is_refused(text: Path, tmp_path: Path) -> None:
