@@ -6,6 +6,7 @@ and meanwhile the kernel gives that port to nobody else: no race between picking
 it.
 """
 
+import json
 import os
 import signal
 import socket
@@ -35,6 +36,7 @@ TICK_S = 1.0  # how often log growth is noted
 SETTLE_S = 2.0  # a rank that lost its peer waits so long for the peer's own end to be noticed
 VICTIM_GRACE_S = 5.0  # what is left of a failed attempt has nothing worth a long wait
 CANCEL_GRACE_S = 3.5  # cancel promises that nothing is left after 5 s
+SWEEP_S = 1.5  # of that time, what is kept for ending whatever the ranks leave behind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +81,7 @@ class Attempt:
         self._early: dict[int, Exit] = {}  # exits noticed before we were told whose they are
         self._failures: list[Failure] = []
         self._complaint: str | None = None
-        self._cancelled = False
+        self._stops_seen = 0
         self._stop_at: float | None = None  # when to ask the ranks to stop; monotonic, as all below
         self._kill_at: float | None = None
         self._silent: list[int] = []
@@ -102,6 +104,8 @@ class Attempt:
                 if time.monotonic() >= next_tick:
                     with suppress(OSError):  # a full disk must not end a run that needs none
                         arrivals.note()
+                    if not self._run.state.exists():
+                        self._give_up("the run directory was deleted")
                     next_tick = time.monotonic() + TICK_S
         self._sweep()
         with suppress(OSError):
@@ -110,7 +114,8 @@ class Attempt:
             failures=self._failures,
             silent=self._silent,
             complaint=self._complaint,
-            cancelled=self._cancelled and any(code != 0 for code in self._codes),
+            # who leaves with 0 when told to has been cancelled all the same
+            cancelled=self._stops_seen > 0 and bool(self._silent),
             started_unix=started_unix,
             oom_kills=_oom_kills() - oom_kills,
         )
@@ -118,7 +123,7 @@ class Attempt:
     def _start(self, port: int) -> None:
         try:
             self._starter.start([self._rank_start(rank, port) for rank in self._manifest["ranks"]])
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the command
             self._give_up(f"{type(error).__name__}: {error}")
         self._note_started()
 
@@ -201,9 +206,9 @@ class Attempt:
 
     def _decide(self, now: float) -> None:
         stop_grace_s = self._manifest["stop_grace_s"]
-        if self._children.stop_asked and not self._cancelled:
-            self._cancelled = True
-            self._stop(now, min(stop_grace_s, CANCEL_GRACE_S))
+        if self._children.stops_asked > self._stops_seen:
+            self._stops_seen = self._children.stops_asked
+            self._stop(now, self._cancel_grace_s())
         if self._deadline is not None and now >= self._deadline:
             self._deadline = None
             limit = self._manifest["timeout_s"]
@@ -219,6 +224,14 @@ class Attempt:
         if self._kill_at is not None and now >= self._kill_at:
             self._signal_all(signal.SIGKILL)
             self._kill_at = now + TICK_S
+
+    def _cancel_grace_s(self) -> float:
+        """How long ranks may save: what `parctl cancel --grace` left, else the recipe's time."""
+        try:
+            asked = json.loads(self._run.cancel.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return min(float(self._manifest["stop_grace_s"]), CANCEL_GRACE_S)
+        return max(0.0, float(asked["grace_s"]) - SWEEP_S)
 
     def _give_up(self, complaint: str) -> None:
         self._complaint = self._complaint or complaint

@@ -27,7 +27,7 @@ class Children:
     """Make one, early, in the main thread; it takes over SIGCHLD, SIGTERM, SIGINT and SIGHUP."""
 
     def __init__(self) -> None:
-        self.stop_asked = False  # somebody sent us SIGTERM or SIGINT
+        self.stops_asked = 0  # how often somebody sent us SIGTERM or SIGINT
         self._selector = selectors.DefaultSelector()
         self._wakeup, write_end = os.pipe()
         os.set_blocking(self._wakeup, False)
@@ -50,7 +50,7 @@ class Children:
         self._selector.select(max(timeout_s, 0.0))
         with contextlib.suppress(BlockingIOError):
             for number in os.read(self._wakeup, 4096):
-                self.stop_asked |= number in (signal.SIGTERM, signal.SIGINT)
+                self.stops_asked += number in (signal.SIGTERM, signal.SIGINT)
         return self._reap()
 
     def _reap(self) -> list[Exit]:

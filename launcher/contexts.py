@@ -51,11 +51,21 @@ class Settings:
     retention: Retention
 
 
+def home() -> Path:
+    """The user's home. UsageError: HOME is not set and nobody has this user id."""
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise UsageError(
+            "this user has no home directory", hint="set HOME, or XDG_STATE_HOME and XDG_CONFIG_HOME"
+        ) from error
+
+
 def config_file() -> Path:
     """Where the settings are. XDG says that a relative path is to be ignored."""
     config_home = Path(os.environ.get("XDG_CONFIG_HOME", ""))
     if not config_home.is_absolute():
-        config_home = Path.home() / ".config"
+        config_home = home() / ".config"
     return config_home / "parctl" / "config.yaml"
 
 

@@ -3,13 +3,16 @@
 ::
 
     $XDG_STATE_HOME/parctl/runs/RUN_ID/
-        plan.json              what runs, as `parctl plan -o json` prints it manifest.yaml
-        how it is started, as `parctl launch --dry-run -o yaml` prints it state.json             the
-        record below; replaced whole, so that a reader never sees half of it events.jsonl
-        what happened, one JSON object per line supervisor.log         the same for people
-        logs/attempt-1/        rank-0.log, ..., forkserver.log and arrivals.jsonl (see log_files)
-        errors/attempt-1/      rank-0.json, ...: exceptions as the ranks reported them metrics.jsonl
-        written by the runtime checkpoints/           unless the recipe says another place
+        plan.json         what runs, as `parctl plan -o json` prints it
+        manifest.yaml     how it is started, as `parctl launch --dry-run -o yaml` prints it
+        state.json        the record below; replaced whole, so that nobody reads half of it
+        cancel.json       how long the ranks may save, where `parctl cancel --grace` says so
+        events.jsonl      what happened, one JSON object per line
+        supervisor.log    the same for people
+        logs/             forkserver.log; attempt-1/rank-0.log, ..., arrivals.jsonl (see log_files)
+        errors/           attempt-1/rank-0.json, ...: exceptions as the ranks reported them
+        metrics.jsonl     written by the runtime
+        checkpoints/      unless the recipe says another place
 
 The state is a value with one writer at a time: the launcher until the supervisor has taken the run
 over, then the supervisor, and after its death whoever holds `lock`.
@@ -27,6 +30,7 @@ from typing import Any, Literal
 
 from parctl.errors import BackendError
 from parctl.launcher.backend import RankStatus, State, Verdict
+from parctl.launcher.contexts import home
 from parctl.launcher.processes import Machine, Process
 from parctl.recipes.spec import from_json, to_json
 
@@ -79,6 +83,10 @@ class RunDirectory:
         return self.path / "events.jsonl"
 
     @property
+    def cancel(self) -> Path:
+        return self.path / "cancel.json"
+
+    @property
     def supervisor_log(self) -> Path:
         return self.path / "supervisor.log"
 
@@ -105,26 +113,25 @@ class RunDirectory:
         return self.path / "errors" / f"attempt-{attempt}" / f"rank-{rank}.json"
 
     def read(self) -> Record:
-        """Read the state. Raises FileNotFoundError when the run was deleted."""
-        data = json.loads(self.state.read_text(encoding="utf-8"))
-        if data.pop("schema") != SCHEMA:
+        """Read the state. FileNotFoundError: the run was deleted; BackendError: not ours to read."""
+        text = self.state.read_text(encoding="utf-8", errors="replace")
+        try:
+            data = json.loads(text)
+            if data.pop("schema") == SCHEMA:
+                record = from_json(Record, data)
+                return replace(record, state=State(record.state))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BackendError(
-                f"`{self.state}` was written by another version of parctl",
-                hint="look at the run with that version, or remove its directory",
-            )
-        record = from_json(Record, data)
-        return replace(record, state=State(record.state))
+                f"`{self.state}` is damaged: {type(error).__name__}: {error}",
+                hint=f"remove the directory `{self.path}`",
+            ) from error
+        raise BackendError(
+            f"`{self.state}` was written by another version of parctl",
+            hint="look at the run with that version, or remove its directory",
+        )
 
     def write(self, record: Record) -> None:
-        """Replace the state at once; the old one stays when there is no room for the new."""
-        text = json.dumps({"schema": SCHEMA, **to_json(record)}, indent=1)
-        beside = self.path / f".state.{os.getpid()}"
-        try:
-            beside.write_text(text, encoding="utf-8")
-            os.replace(beside, self.state)
-        except OSError:
-            beside.unlink(missing_ok=True)
-            raise
+        write_whole(self.state, json.dumps({"schema": SCHEMA, **to_json(record)}, indent=1))
 
     def append_event(self, event: str, details: Mapping[str, Any]) -> None:
         line = json.dumps({"time_unix": round(time.time(), 3), "event": event, **details})
@@ -145,11 +152,22 @@ class RunDirectory:
             os.close(handle)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file at once; the old one stays when there is no room for the new."""
+    beside = path.with_name(f".{path.stem}.{os.getpid()}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+
+
 def runs_root() -> Path:
     """Where the runs of this user are. XDG says that a relative path is to be ignored."""
     state_home = Path(os.environ.get("XDG_STATE_HOME", ""))
     if not state_home.is_absolute():
-        state_home = Path.home() / ".local" / "state"
+        state_home = home() / ".local" / "state"
     return state_home / "parctl" / "runs"
 
 
@@ -159,4 +177,5 @@ def run_directories() -> list[RunDirectory]:
         entries = list(runs_root().iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return [RunDirectory(entry) for entry in entries if not entry.name.startswith(".")]
+    runs = [RunDirectory(entry) for entry in entries if not entry.name.startswith(".")]
+    return [run for run in runs if run.state.exists()]

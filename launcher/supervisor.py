@@ -84,8 +84,9 @@ class Supervisor:
             self._event("attempt failed", attempt=number, sentence=verdict.sentence)
             self._say(f"attempt {number}: {verdict.sentence}")
             late = deadline is not None and time.monotonic() >= deadline
-            if number > self._manifest["retries"] or late or self._children.stop_asked:
-                state = State.CANCELLED if self._children.stop_asked else State.FAILED
+            stopped = self._children.stops_asked > 0
+            if number > self._manifest["retries"] or late or stopped or self._deleted:
+                state = State.CANCELLED if stopped else State.FAILED
                 self._end(state, verdict)
                 break
             self._change(state=State.RESTARTING, restarts=number)
@@ -155,9 +156,14 @@ class Supervisor:
         self._say(f"the run is {state}")
         self._change(state=state, ended_unix=time.time(), verdict=verdict)
         give_up = time.monotonic() + LAST_WRITE_S
-        while self._unwritten and time.monotonic() < give_up:
+        while self._unwritten and not self._deleted and time.monotonic() < give_up:
             time.sleep(1.0)
             self._change()
+
+    @property
+    def _deleted(self) -> bool:
+        """Whether somebody removed the run directory, and with it the means to ask for an end."""
+        return not self._run.state.exists()
 
     def _change(self, **changes: Any) -> None:
         """Change the record and write it; on a full disk the run goes on and writes later."""

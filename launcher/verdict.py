@@ -31,7 +31,12 @@ PEER_GONE = re.compile(
     r"DistBackendError|NCCL error|ncclRemoteError|failed to recv|wait timeout",
     re.IGNORECASE,
 )
-EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Warning)\b.*)$")
+RANK_PREFIX = re.compile(r"^\[rank\d+\]: ")  # torch puts it before a rank's traceback
+GROUP_PREFIX = re.compile(r"^  [|+] ")  # Python draws it beside an exception group
+TRACEBACK = re.compile(r"^(Exception Group )?Traceback \(most recent call last\):$")
+RAISED = re.compile(r"^[A-Za-z_][\w.]*(: .*)?$")  # how a traceback ends, whatever was raised
+EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b.*$")  # with no traceback
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 FIXES: Sequence[tuple[str, str]] = (
     (
         r"CUDA out of memory|OutOfMemoryError",
@@ -45,6 +50,7 @@ FIXES: Sequence[tuple[str, str]] = (
     ),
     (r"No space left on device", "free disk space, or set `checkpoint.dir` or XDG_STATE_HOME"),
     (r"invalid device ordinal", "the program counts more GPUs than it has: index by LOCAL_RANK"),
+    (r"Exec format error: '([^']+)'", "begin `{0}` with a line such as `#!/bin/sh`"),
     (r"[Tt]oo many open files", "raise the limit: `ulimit -n 65536`"),
     (r"No such file or directory: '([^']+)'", "check that `{0}` exists where the ranks run"),
     (r"Permission denied: '([^']+)'", "check who may read and run `{0}`"),
@@ -89,7 +95,9 @@ def is_failure(code: int, *, stopped: bool) -> bool:
 def classify(end: RankEnd) -> Failure:
     """Find the cause of one rank's end in its signal, its error file and the end of its log."""
     lines = last_lines(end.log, READ_LINES)
-    said = _reported(end.error_file, end.time_unix) or _last_exception(lines)
+    # an uncaught exception exits with 1; before a code of the program's own only last words count
+    uncaught = end.code in (1, RETRY_CODE) or end.code < 0
+    said = _reported(end.error_file) or _last_exception(lines if uncaught else lines[-SHOWN_LINES:])
     told_of_peer = PEER_GONE.search(said or "\n".join(lines[-20:])) is not None
     if end.stopped:
         kind = Kind.STOPPED
@@ -130,7 +138,7 @@ def reach_verdict(
     groups = {
         axis: next(group for group in layout.groups(axis) if rank in group) for axis in layout.axes
     }
-    cause = blank(first.cause, redact)
+    cause = blank(printable(first.cause), redact)
     place = ", ".join(f"{axis} {index}" for axis, index in coordinates.items())
     shown = f"; {_groups_text(groups)}" if groups else ""
     after = first.end.time_unix - attempt_started
@@ -149,7 +157,9 @@ def reach_verdict(
                 if failure is not first and failure.end.code != 0
             )
         ),
-        last_lines=tuple(blank(line, redact) for line in last_lines(first.end.log, SHOWN_LINES)),
+        last_lines=tuple(
+            blank(printable(line), redact) for line in last_lines(first.end.log, SHOWN_LINES)
+        ),
         fix=_fix(first, cause, oom_kills),
     )
 
@@ -238,7 +248,7 @@ def _fix(first: Failure, cause: str, oom_kills: int) -> str | None:
     return known
 
 
-def _reported(error_file: Path, ended_unix: float) -> str | None:
+def _reported(error_file: Path) -> str | None:
     """Return what a torchelastic error file says: `{"message": {"message": ...}}`, or plain."""
     try:
         message = json.loads(error_file.read_text(encoding="utf-8"))["message"]
@@ -248,11 +258,25 @@ def _reported(error_file: Path, ended_unix: float) -> str | None:
     return str(text).strip().splitlines()[0] if str(text).strip() else None
 
 
+def printable(line: str) -> str:
+    """Drop what would move the cursor or change the colours of a reader's terminal.
+
+    >>> printable("\\x1b[31mred\\x1b[0m bell\\x07")
+    'red bell'
+    """
+    return CONTROL.sub("", line)
+
+
 def _last_exception(lines: Sequence[str]) -> str | None:
-    for line in reversed(lines):
-        match = EXCEPTION.match(re.sub(r"^\[rank\d+\]: ", "", line))
-        if match:
-            return match[1]
+    """Return the last line of the last traceback, or the last line that names an error."""
+    bare = [GROUP_PREFIX.sub("", RANK_PREFIX.sub("", line)) for line in lines]
+    for start in reversed(range(len(bare))):
+        if TRACEBACK.match(bare[start]):
+            ends = (line for line in bare[start + 1 :] if RAISED.match(line))
+            if raised := next(ends, None):
+                return raised
+        elif EXCEPTION.match(bare[start]):
+            return bare[start]
     return None
 
 

@@ -20,7 +20,7 @@ class Tokenizer(Protocol):
     def num_ids(self) -> int:
         """One more than the largest id."""
 
-    def encode(self, text: str) -> NDArray[np.int64]:
+    def encode(self, text: str) -> NDArray[np.integer[Any]]:
         """Return the ids of one document, with the mark that ends it when the tokenizer has one."""
 
 
@@ -32,8 +32,8 @@ class ByteTokenizer:
 
     num_ids = 256
 
-    def encode(self, text: str) -> NDArray[np.int64]:
-        return np.frombuffer(text.encode() + b"\0", dtype=np.uint8).astype(np.int64)
+    def encode(self, text: str) -> NDArray[np.uint8]:
+        return np.frombuffer(text.encode() + b"\0", dtype=np.uint8)
 
 
 class FileTokenizer:

@@ -98,7 +98,7 @@ def open_stream(
             for path in files:
                 for document in read_documents(path, spec):
                     ids = tokenizer.encode(document)
-                    out.write(ids.astype(id_type(tokenizer.num_ids)).tobytes())
+                    out.write(ids.astype(id_type(tokenizer.num_ids)).data)
         if partial.stat().st_size == 0:
             partial.unlink()
             raise UsageError(f"data: {', '.join(sources)} holds no text", hint="check the files")

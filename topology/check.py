@@ -52,6 +52,11 @@ class TpAnswer:
     def num_groups(self) -> int:
         return sum(place.num_groups for place in self.places)
 
+    @property
+    def explanation(self) -> str:
+        """On which GPUs, or why not."""
+        return self.reason or "; ".join(str(place) for place in self.places)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from parctl.errors import UsageError
 
@@ -53,7 +53,11 @@ def mapping(value: Any, *path: str) -> Mapping[str, Any]:
     """
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
-    return value if isinstance(value, Mapping) else {}
+    if not isinstance(value, Mapping):
+        return {}
+    if all(isinstance(key, str) for key in value):
+        return value
+    return {str(key): inside for key, inside in value.items()}  # YAML has keys of any kind
 
 
 def text_of(value: Any) -> str | None:
@@ -187,7 +191,9 @@ def _parse_yaml(text: str) -> tuple[Any, ...]:
         elif isinstance(event, yaml.SequenceEndEvent | yaml.MappingEndEvent):
             depth -= 1
         if depth > MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem="nested too deep", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(
+                problem="nested too deep", problem_mark=cast(Any, event.start_mark)
+            )
     return tuple(yaml.load_all(text, Loader=Loader))
 
 

@@ -93,9 +93,10 @@ def wrapped(drawings: Sequence[Drawing], max_width: float, gap: float) -> Drawin
     return below([beside(row, gap) for row in rows if row], gap)
 
 
-def framed(inner: Drawing, title: str, style: str, *, size: float = 12, pad: float = 10) -> Drawing:
-    """Put a titled frame around a drawing, wide enough for the title (up to a limit)."""
-    width = max(inner.width, min(260, text_width(title, size))) + 2 * pad
+def framed(inner: Drawing, title: str, style: str, *, widest_title: float = 280) -> Drawing:
+    """Put a titled frame around a drawing, wide enough for the title up to a limit."""
+    size, pad = 12, 10
+    width = max(inner.width, min(widest_title, text_width(title, size))) + 2 * pad
     top = pad + size + 6
     body = rectangle(0, 0, width, inner.height + top + pad, style)
     body += label(fitted(title, width - 2 * pad, size), pad, pad + size - 2, size=size, style="t")

@@ -6,13 +6,14 @@ from math import prod
 
 import numpy as np
 
-from parctl.topology.hard_rule import inspect
+from parctl.topology.candidates import views, why_not
 from parctl.topology.layout import Proof
 from parctl.topology.model import LinkClass, Node, Topology
 from parctl.topology.pool import Ints, Pool
 from parctl.topology.proofs import AxisFacts
 from parctl.topology.refusal import device_noun
-from parctl.topology.request import PP, TP, LayoutRequest
+from parctl.topology.request import EP, FSDP, PP, TP, LayoutRequest
+from parctl.topology.search import Choice
 
 LINK_WORDS = {
     LinkClass.DEVICE: "nothing",
@@ -25,7 +26,7 @@ LINK_WORDS = {
 }
 
 
-def proof_of(facts: AxisFacts, pool: Pool, request: LayoutRequest) -> Proof:
+def proof_of(facts: AxisFacts, pool: Pool, request: LayoutRequest, choice: Choice) -> Proof:
     """State the facts of one axis as a proof, with its reason."""
     return Proof(
         axis=facts.axis,
@@ -35,33 +36,82 @@ def proof_of(facts: AxisFacts, pool: Pool, request: LayoutRequest) -> Proof:
         bandwidth=facts.crossing.bandwidth,
         scope=facts.scope,
         nodes_per_group=facts.nodes_per_group,
-        reason=_reason(facts, pool, request),
+        reason=_reason(facts, pool, request, choice),
     )
 
 
-def _reason(facts: AxisFacts, pool: Pool, request: LayoutRequest) -> str:
+def _reason(facts: AxisFacts, pool: Pool, request: LayoutRequest, choice: Choice) -> str:
     link = LINK_WORDS[facts.crossing.link]
     if facts.scope == "device":
         return "one rank per group: nothing to cross"
     if facts.axis == TP:
         return _tp_reason(facts, request, link)
+    if facts.axis == EP:
+        return _ep_reason(facts, pool, request, link)
     pairs = "neighbouring stages" if facts.axis == PP else "every group"
     if facts.scope == "node":
         return f"{pairs} inside one node, over {link}"
     if facts.scope == "domain":
-        return f"{pairs} inside one rack-scale NVLink domain, over {link}"
+        return f"{pairs} inside one rack-scale NVLink domain, over {link}" + _filled(facts, choice)
+    crossing = f"crosses nodes{_where(facts)}, over {link}"
     container, largest = _container(pool)
     inner = _ranks_up_to(facts.axis, request)
+    if facts.axis == FSDP and choice.fill is not None:
+        return crossing + _filled(facts, choice)
     if inner > largest:
-        within = (
-            f"{facts.axis} and the axes inside it are {inner:,} ranks, a {container} "
+        return (
+            f"{crossing}: {facts.axis} and the axes inside it are {inner:,} ranks, a {container} "
             f"holds {largest}"
         )
-    else:
-        within = (
-            f"its place in the {container} went to axes with more traffic or before it in the order"
+    if choice.fill is not None and choice.fill.crosses_nodes:
+        return f"{crossing}: what tp leaves of a {container} belongs to fsdp first"
+    return (
+        f"{crossing}: its place in the {container} went to axes with more traffic or before it "
+        "in the order"
+    )
+
+
+def _where(facts: AxisFacts) -> str:
+    within = f" inside one {facts.within}" if facts.within else ""
+    return within + (" along one rail" if facts.on_rails else "")
+
+
+def _filled(facts: AxisFacts, choice: Choice) -> str:
+    """How much of a node the ranks of an fsdp group fill before the group leaves it."""
+    fill = choice.fill
+    if facts.axis != FSDP or fill is None or not fill.crosses_nodes:
+        return ""
+    node = f"{fill.node} rank{'s' * (fill.node > 1)} of a group in each node"
+    if fill.domain > fill.node:
+        node += f", {fill.domain} in each NVLink domain"
+    return f": {node}, all that fit beside the axes inside it"
+
+
+def _ep_reason(facts: AxisFacts, pool: Pool, request: LayoutRequest, link: str) -> str:
+    """Say the decision between direct and hierarchical all-to-all, with its arithmetic."""
+    container, largest = _container(pool)
+    name = "rack-scale NVLink domain" if container == "domain" else "node"
+    beside = [(EP, request.ep)]
+    if prod(n for a, n in request.axes.items() if a not in (TP, PP)) % request.ep == 0:
+        # otherwise ep takes its ranks from tp groups, which are then inside it
+        beside.append((TP, request.tp))
+    ranks = prod(size for _, size in beside)
+    sum_text = " x ".join(f"{axis}({size})" for axis, size in beside if size > 1 or axis == EP)
+    if len(beside) > 1 and request.tp > 1:
+        sum_text += f" = {ranks:,}"
+    if facts.scope in ("node", "domain"):
+        where = "one node" if facts.scope == "node" else f"one {name}"
+        return (
+            f"direct all-to-all inside {where}, over {link}: {sum_text} ranks fit its "
+            f"{largest} devices"
         )
-    return f"crosses nodes, over {link}: {within}"
+    decision = (
+        f"spans {facts.nodes_per_group} nodes{_where(facts)}, hierarchical all-to-all: "
+        f"inside the node first, then over {link}"
+    )
+    if ranks > largest:
+        return f"{decision}; {sum_text} ranks > {largest} devices of a {name}"
+    return f"{decision}; not every {name} has {ranks} devices free for a whole group"
 
 
 def _tp_reason(facts: AxisFacts, request: LayoutRequest, link: str) -> str:
@@ -84,10 +134,8 @@ def _tp_reason(facts: AxisFacts, request: LayoutRequest, link: str) -> str:
 
 def _container(pool: Pool) -> tuple[str, int]:
     """The largest thing whose devices meet without the network, and how many it holds."""
-    name, container = next(
-        (item for item in pool.containers if item[0] == "domain"), pool.containers[0]
-    )
-    return name, pool.largest_container(container, with_stragglers=True)
+    container = pool.containers[pool.near]
+    return container.name, pool.largest_container(container, with_stragglers=True)
 
 
 def _ranks_up_to(axis: str, request: LayoutRequest) -> int:
@@ -104,12 +152,11 @@ def sentences(
     topology: Topology,
     request: LayoutRequest,
     pool: Pool,
-    devices: Ints,
+    choice: Choice,
     proofs: Sequence[Proof],
-    left_out: Sequence[str],
 ) -> tuple[str, ...]:
     """What bound the layout and what it leaves unused."""
-    used = np.unique(pool.node_of(devices.reshape(-1)))
+    used = np.unique(pool.node_of(choice.devices.reshape(-1)))
     all_nodes, total = len(topology.nodes), topology.num_devices
     result = [
         f"{request.arithmetic}: {device_noun(topology, request.world_size)} on "
@@ -120,12 +167,32 @@ def sentences(
         whole = all_nodes - len(used)
         nodes = f", {whole:,} whole node{'s' * (whole > 1)} among them" if whole else ""
         result.append(f"unused: {device_noun(topology, total - request.world_size)}{nodes}")
-    result += left_out
+    if request.require:
+        result.append(f"required and used: {_names(request.require)}")
+    if pool.spares:
+        result.append(f"kept free as spares: {_names(pool.spares)}")
+    result += _left_out(topology, request, pool)
+    result += _too_slow(pool, used)
     result += pool.notes
     result += _link_sources(pool)
     if request.linear:
         result.append("linear: nodes and local devices are permuted, ranks keep program order")
     return tuple(result)
+
+
+def _too_slow(pool: Pool, used: Ints) -> Iterator[str]:
+    """Nodes of the pool that were passed over for slower NICs."""
+    rates = np.array([kind.network_crossing.rate for kind in pool.kinds])[pool.kind_of]
+    unused = np.setdiff1d(np.arange(len(pool.nodes)), used)
+    slower = unused[rates[unused] < rates[used].min()]
+    if len(slower):
+        nodes = f"{len(slower):,} node{'s' * (len(slower) > 1)}"
+        yield f"not used: {nodes} with slower NICs: {_names([pool.nodes[i].name for i in slower])}"
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 8:,} more" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + more
 
 
 def _link_sources(pool: Pool) -> Iterator[str]:
@@ -139,11 +206,21 @@ def _link_sources(pool: Pool) -> Iterator[str]:
             )
 
 
-def left_out(topology: Topology, request: LayoutRequest, pool: Pool) -> list[str]:
+def _left_out(topology: Topology, request: LayoutRequest, pool: Pool) -> list[str]:
     """Why nodes and devices of the cluster were no candidates, counted."""
-    chosen = {node.name for node in pool.nodes}
+    chosen = {node.name for node in pool.nodes} | set(pool.spares)
+    insides = views(request, topology)
+    has_gpus = any(inside.hardware.kind == "gpu" for inside in insides.values())
     outside = Counter(
-        (_products(node), _why_not(node, request, pool))
+        (
+            _products(node),
+            why_not(node, insides[id(node.hardware)], request, has_gpus=has_gpus)
+            or (
+                "slower NICs than the others"
+                if insides[id(node.hardware)].product in pool.products
+                else "one product for the whole job"
+            ),
+        )
         for node in topology.nodes
         if node.name not in chosen
     )
@@ -170,13 +247,3 @@ def left_out(topology: Topology, request: LayoutRequest, pool: Pool) -> list[str
 
 def _products(node: Node) -> str:
     return "+".join(sorted({d.product or "unknown" for d in node.hardware.devices}))
-
-
-def _why_not(node: Node, request: LayoutRequest, pool: Pool) -> str:
-    if all(device.faults for device in node.hardware.devices):
-        return "every device has a fault"
-    if node.hardware.kind != pool.nodes[0].hardware.kind:
-        return "a job runs on GPUs or on CPUs, not on both"
-    if request.tp > 1 and inspect(node.hardware, allow_pcie=request.allow_pcie_tp).pcie_only:
-        return "its GPUs are joined by PCIe only, and tp needs a full mesh"
-    return "one product for the whole job"

@@ -9,7 +9,7 @@ Equal nodes are looked at once, so a cluster of a thousand equal nodes costs as 
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from parctl.topology.describe import gpus_text, group_text, name_range
 from parctl.topology.link_findings import Observation, nic_findings, nvlink_findings
@@ -49,6 +49,12 @@ def find_problems(topology: Topology) -> tuple[Finding, ...]:
     ]
     found += _across(topology)
     return tuple(sorted(found, key=lambda finding: not finding.fault))
+
+
+def with_findings(topology: Topology) -> Topology:
+    """The topology with what is wrong or odd among its warnings, each once."""
+    said = [*topology.warnings, *map(str, find_problems(topology))]
+    return replace(topology, warnings=tuple(dict.fromkeys(said)))
 
 
 def _inside(hardware: Hardware) -> Iterator[Observation]:
@@ -112,8 +118,11 @@ def _affinity(hardware: Hardware) -> Iterator[Observation]:
     It shows where some devices have none, and where devices on different NUMA nodes have the same.
     """
     devices = hardware.devices
-    silent = tuple(device.index for device in devices if not device.cpu_affinity)
-    if 0 < len(silent) < len(devices):
+    # no NUMA node either: nobody told us, which is not the same as being hidden
+    silent = tuple(
+        device.index for device in devices if not device.cpu_affinity and device.numa is not None
+    )
+    if silent and any(device.cpu_affinity for device in devices):
         yield Observation(
             "blinded-affinity",
             False,

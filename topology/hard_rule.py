@@ -19,11 +19,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from parctl.topology.cliques import full_mesh_cliques, largest_mesh, pack_meshes
+from parctl.topology.cost import NETWORK_LATENCY_S, Crossing
 from parctl.topology.links import link_class, link_count
 from parctl.topology.model import Hardware, LinkClass, Topology
 from parctl.topology.products import find_product, usual_code
 
 UNKNOWN_CODE = "?"
+NIC_DISTANCE = ("PIX", "PXB", "PHB", "NODE", "SYS")  # nearest first
+MESH_LINKS = frozenset({LinkClass.NVLINK, LinkClass.XGMI, LinkClass.HOST, LinkClass.UNKNOWN})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +44,7 @@ class Inside:
     @cached_property
     def joined(self) -> Callable[[str], bool]:
         """Which link codes may join the members of a TP group."""
-        allowed = {LinkClass.NVLINK, LinkClass.XGMI, LinkClass.HOST, LinkClass.UNKNOWN}
-        if self.allow_pcie:
-            allowed.add(LinkClass.PCIE)
+        allowed = MESH_LINKS | {LinkClass.PCIE} if self.allow_pcie else MESH_LINKS
         return lambda code: link_class(code) in allowed
 
     @cached_property
@@ -71,24 +72,49 @@ class Inside:
         product = find_product(self.product)
         return None if product is None or product.nic_gbit_s is None else product.nic_gbit_s / 8
 
-    def blocks(self, size: int, tp: int, *, with_stragglers: bool) -> tuple[tuple[int, ...], ...]:
-        """As many disjoint full meshes of `size` as there are; in each, its TP groups in turn."""
-        positions = [i for i in self.usable if with_stragglers or i not in self.stragglers]
-        packed = pack_meshes(self.matrix, size, self.joined, positions)
-        if size == 1:
-            return packed
-        order = {position: i for i, position in enumerate(positions)}
-        return tuple(
-            self._refined(block, tp)
-            for block in sorted(packed, key=lambda block: order[min(block, key=order.__getitem__)])
+    @cached_property
+    def rails(self) -> tuple[int, ...]:
+        """The rail of every device's nearest NIC, the first of equals; -1 where nobody said."""
+        hardware = self.hardware
+        found = []
+        for position in range(len(hardware.devices)):
+            row = hardware.nic_matrix[position] if hardware.nic_matrix else ()
+            near = [
+                (NIC_DISTANCE.index(code), number, hardware.nics[number].rail)
+                for number, code in enumerate(row)
+                if code in NIC_DISTANCE
+            ]
+            rail = min(near)[2] if near else None
+            found.append(-1 if rail is None else rail)
+        return tuple(found)
+
+    @cached_property
+    def network_crossing(self) -> Crossing:
+        """What a device of this node crosses when its group leaves the node."""
+        return Crossing(
+            link=LinkClass.NETWORK, bandwidth=self.network_gb_s, latency_s=NETWORK_LATENCY_S
         )
 
-    def _refined(self, block: tuple[int, ...], tp: int) -> tuple[int, ...]:
-        counts = {link_count(self.matrix[i][j]) for i in block for j in block if i != j}
-        if tp in (1, len(block)) or len(counts) < 2:
-            return block
-        groups = pack_meshes(self.matrix, tp, self.joined, block)
-        return tuple(position for group in groups for position in group)
+    @cached_property
+    def nvlink_gb_s(self) -> float | None:
+        """GB/s one way of a device over all its NVLinks."""
+        product = find_product(self.product)
+        return None if product is None else product.nvlink_gb_s
+
+    def members(self, with_stragglers: bool) -> tuple[int, ...]:
+        """Positions of the devices that a job may use, near ones together."""
+        return tuple(i for i in self.usable if with_stragglers or i not in self.stragglers)
+
+    @cached_property
+    def is_one_mesh(self) -> bool:
+        """Whether its devices, the stragglers aside, are joined each with each, not over PCIe."""
+        members = self.members(False)
+        full = largest_mesh(self.matrix, lambda code: link_class(code) in MESH_LINKS, members)
+        return full == len(members)
+
+    def num_meshes(self, size: int) -> int:
+        """How many disjoint full meshes of `size` devices there are."""
+        return len(pack_meshes(self.matrix, size, self.joined, self.members(False)))
 
 
 def inspect(hardware: Hardware, *, allow_pcie: bool) -> Inside:
@@ -128,17 +154,12 @@ def largest_tp(
     for node in topology.nodes:
         inside = insides[id(node.hardware)]
         if not inside.pcie_only:
-            total += len(inside.usable) - len(inside.stragglers)
-        if node.domain is not None and not strict_node:
-            domains[node.domain] = domains.get(node.domain, 0) + domain_members(inside)
+            total += len(inside.members(False))
+        if node.domain is not None and not strict_node and inside.is_one_mesh:
+            domains[node.domain] = domains.get(node.domain, 0) + len(inside.members(False))
     in_node = max((inside.largest_mesh for inside in insides.values()), default=0)
     largest = max(in_node, *domains.values()) if domains else in_node
     return max(largest, total) if allow_cross_node_tp else largest
-
-
-def domain_members(inside: Inside) -> int:
-    """How many devices of such a node take part in the rack-scale NVLink domain it belongs to."""
-    return len(inside.usable) - len(inside.stragglers)
 
 
 def _code(hardware: Hardware, i: int, j: int) -> str:

@@ -1,17 +1,20 @@
-"""This machine as a topology: its GPUs when an NVIDIA driver is there, else slots for CPU ranks.
+"""This machine as a topology: its GPUs when a driver is there, else slots for CPU ranks.
 
 Discovery never imports torch and never opens a CUDA context: the launcher forks its ranks from a
-process that must not have touched CUDA. GPUs are read through NVML (`parctl.topology.nvml`), CPUs
-and NUMA nodes from sysfs.
+process that must not have touched CUDA. GPUs are read through the vendors' libraries
+(`parctl.topology.nvml`, `parctl.topology.amd`); CPUs, NUMA nodes and NICs from sysfs.
 """
 
 import os
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from parctl.errors import CannotPlaceError, UsageError
 from parctl.topology.model import Device, Hardware, Node, Topology
+from parctl.topology.sysfs import SOURCE, nic_matrix, read_nics
 
 SYSFS = Path("/sys")
 MAX_CPU_DEVICES = 1024
@@ -23,26 +26,26 @@ CGROUP_LIMITS = (
 
 def discover_local(num_devices: int | None = None) -> Topology:
     """Return this machine as a topology of one node, with `num_devices` of its devices."""
-    from parctl.topology.nvml import read_gpus
-
-    found, warnings = read_gpus()
-    if found is not None:
-        hardware, domain = found
-        if num_devices is not None:
-            hardware = _first_devices(hardware, num_devices)
-        unknown = ["NICs and their distance to the GPUs: not read on this machine"]
-        domain_source = {"domain": "nvml"} if domain else {}
-    else:
+    hardware, domain, warnings = _read_gpus()
+    unknown: list[str] = []
+    if hardware is None:
         hardware, cpu_warnings = cpu_hardware(num_devices)
-        domain, domain_source = None, {}
         warnings += cpu_warnings
-        unknown = ["network of this machine: not read, and not needed by one node"]
+    elif num_devices is not None:
+        hardware = _first_devices(hardware, num_devices)
+    hardware = with_nics(hardware, SYSFS)
+    if hardware.kind == "cpu":
+        unknown.append("links of this machine to others: not read, and not needed by one node")
+    elif not hardware.nics:
+        unknown.append("NICs: sysfs lists none")
+    elif any("?" in row for row in hardware.nic_matrix):
+        unknown.append("distance to the NICs: a PCI address is not in sysfs")
     node = Node(
         name=socket.gethostname() or "localhost",
         hardware=hardware,
         domain=domain,
         tiers=(),
-        sources=domain_source,
+        sources={"domain": "nvml"} if domain else {},
     )
     return Topology(
         name=node.name,
@@ -51,6 +54,33 @@ def discover_local(num_devices: int | None = None) -> Topology:
         nodes=(node,),
         warnings=tuple(warnings),
         unknown=tuple(unknown),
+    )
+
+
+def _read_gpus() -> tuple[Hardware | None, str | None, list[str]]:
+    """GPUs of this machine, the NVLink domain they name, and warnings."""
+    from parctl.topology.amd import read_gpus as read_amd_gpus
+    from parctl.topology.nvml import read_gpus as read_nvidia_gpus
+
+    found, warnings = read_nvidia_gpus()
+    if found is not None:
+        return *found, warnings
+    hardware, more = read_amd_gpus(SYSFS)
+    return hardware, None, warnings + more
+
+
+def with_nics(hardware: Hardware, sysfs: Path) -> Hardware:
+    """Add the NICs that sysfs lists, and their distance to each GPU."""
+    nics = read_nics(sysfs)
+    if not nics:
+        return hardware
+    is_gpu = hardware.kind == "gpu"
+    pci = [device.pci for device in hardware.devices]
+    return replace(
+        hardware,
+        nics=nics,
+        nic_matrix=nic_matrix(sysfs, pci, nics) if is_gpu else (),
+        sources={**hardware.sources, "nics": SOURCE} | ({"nic_matrix": SOURCE} if is_gpu else {}),
     )
 
 
@@ -120,13 +150,19 @@ def parse_cpu_list(text: str) -> list[int]:
     return cpus
 
 
-def pci_numa_node(pci: str) -> int | None:
-    """NUMA node of a PCI device, from sysfs; None when the kernel does not know."""
-    try:
-        numa = int((SYSFS / "bus/pci/devices" / pci.lower() / "numa_node").read_text())
-    except (OSError, ValueError):
-        return None
-    return numa if numa >= 0 else None
+def cpu_list_text(cpus: Sequence[int]) -> str:
+    """Write CPUs as the kernel does.
+
+    >>> cpu_list_text([0, 1, 2, 8])
+    '0-2,8'
+    """
+    spans: list[list[int]] = []
+    for cpu in sorted(cpus):
+        if spans and cpu == spans[-1][1] + 1:
+            spans[-1][1] = cpu
+        else:
+            spans.append([cpu, cpu])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
 
 
 def _numa_of_core() -> dict[int, int]:
@@ -144,13 +180,9 @@ def _first_devices(hardware: Hardware, num_devices: int) -> Hardware:
             hint=f"ask for {len(hardware.devices)} or fewer, or set CUDA_VISIBLE_DEVICES= "
             "to use the CPU",
         )
-    return Hardware(
-        kind=hardware.kind,
+    return replace(
+        hardware,
         devices=hardware.devices[:num_devices],
         matrix=tuple(row[:num_devices] for row in hardware.matrix[:num_devices]),
-        nics=hardware.nics,
         nic_matrix=hardware.nic_matrix[:num_devices],
-        num_cpus=hardware.num_cpus,
-        memory_bytes=hardware.memory_bytes,
-        sources=hardware.sources,
     )

@@ -11,14 +11,29 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
-from parctl.topology.local import host_memory_bytes, pci_numa_node
+from parctl.topology.local import SYSFS, cpu_list_text, host_memory_bytes
 from parctl.topology.model import Device, Hardware
 from parctl.topology.products import find_product
+from parctl.topology.sysfs import pci_numa_node
 
 # NVML_TOPOLOGY_* levels of two devices' common PCIe ancestor
 ANCESTORS = {0: "PIX", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}
+# fields that Gpu and Device have in common
+FACTS = (
+    "uuid",
+    "memory_bytes",
+    "numa",
+    "pci",
+    "cpu_affinity",
+    "mig",
+    "ecc_errors",
+    "remapped_rows",
+    "power_limit_w",
+)
 SWITCH = 2  # NVML_NVLINK_DEVICE_TYPE_SWITCH
+AFFINITY_WORDS = 64  # of 64 CPUs each
 FABRIC_COMPLETE = 3  # NVML_GPU_FABRIC_STATE_COMPLETED
 
 
@@ -32,6 +47,11 @@ class Gpu:
     pci: str | None
     memory_bytes: int | None
     numa: int | None
+    cpu_affinity: str | None
+    mig: bool | None
+    ecc_errors: int | None
+    remapped_rows: int | None
+    power_limit_w: float | None
     links_up: int
     links_total: int
     switch_links: int
@@ -51,8 +71,6 @@ def read_gpus() -> tuple[tuple[Hardware, str | None] | None, list[str]]:
     except pynvml.NVMLError as error:
         if os.path.exists("/dev/nvidiactl"):
             return None, [f"an NVIDIA driver is loaded but NVML does not answer: {error}"]
-        if os.path.exists("/dev/kfd"):
-            return None, ["AMD GPUs (/dev/kfd) are not read; describe them in a topology file"]
         return None, []
     try:
         gpus = [_read_gpu(pynvml, i) for i in range(pynvml.nvmlDeviceGetCount())]
@@ -106,11 +124,18 @@ def _read_gpu(nvml: Any, index: int) -> Gpu:
         warnings.append(f"gpu {index}: all {total} NVLinks are down; it is reached by PCIe only")
     elif up < total and product is not None and product.links is not None and up < product.links:
         warnings.append(f"gpu {index}: {up} of {total} NVLinks are up")
-    if errors := _ask(nvml, nvml.nvmlDeviceGetTotalEccErrors, handle, 1, 0):
+    errors = _ask(nvml, nvml.nvmlDeviceGetTotalEccErrors, handle, 1, 0)
+    if errors:
         warnings.append(f"gpu {index}: {errors} uncorrected ECC errors since the driver started")
-    if (mig := _ask(nvml, nvml.nvmlDeviceGetMigMode, handle)) and mig[0]:
+    mig = _ask(nvml, nvml.nvmlDeviceGetMigMode, handle)
+    if mig and mig[0]:
         warnings.append(f"gpu {index}: MIG is on; the whole GPU is shown, not its slices")
+    rows = _ask(nvml, nvml.nvmlDeviceGetRemappedRows, handle)
+    if rows and (rows[2] or rows[3]):
+        state = "has failed" if rows[3] else "waits for a reset of the GPU"
+        warnings.append(f"gpu {index}: remapping of memory rows {state}")
     memory = _ask(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
+    power = _ask(nvml, nvml.nvmlDeviceGetPowerManagementLimit, handle)
     return Gpu(
         index=index,
         name=name,
@@ -118,6 +143,11 @@ def _read_gpu(nvml: Any, index: int) -> Gpu:
         pci=pci,
         memory_bytes=memory.total if memory else None,
         numa=_read_numa(nvml, handle, pci),
+        cpu_affinity=_read_cpu_affinity(nvml, handle),
+        mig=bool(mig[0]) if mig else None,
+        ecc_errors=errors,
+        remapped_rows=rows[0] + rows[1] if rows else None,
+        power_limit_w=power / 1000 if power else None,  # NVML counts milliwatts
         links_up=up,
         links_total=total,
         switch_links=switch,
@@ -137,6 +167,11 @@ def _lost(index: int, complaint: str) -> Gpu:
         pci=None,
         memory_bytes=None,
         numa=None,
+        cpu_affinity=None,
+        mig=None,
+        ecc_errors=None,
+        remapped_rows=None,
+        power_limit_w=None,
         links_up=0,
         links_total=0,
         switch_links=0,
@@ -187,7 +222,19 @@ def _read_numa(nvml: Any, handle: Any, pci: str) -> int | None:
         if word:
             lowest: int = (word & -word).bit_length() - 1
             return position * 64 + lowest
-    return pci_numa_node(pci)
+    return pci_numa_node(SYSFS, pci)
+
+
+def _read_cpu_affinity(nvml: Any, handle: Any) -> str | None:
+    """CPUs near the GPU, as the kernel writes a list; None when the driver names none."""
+    words = _ask(nvml, nvml.nvmlDeviceGetCpuAffinity, handle, AFFINITY_WORDS)
+    cpus = [
+        position * 64 + bit
+        for position, word in enumerate(words or ())
+        for bit in range(64)
+        if word >> bit & 1
+    ]
+    return cpu_list_text(cpus) or None
 
 
 def _read_domain(nvml: Any, handle: Any) -> str | None:
@@ -200,33 +247,30 @@ def _read_domain(nvml: Any, handle: Any) -> str | None:
     identity = bytes(info.clusterUuid)
     if info.state != FABRIC_COMPLETE or not any(identity):
         return None
-    return f"{identity.hex()}.{info.cliqueId}"
+    # as the node label nvidia.com/gpu.clique writes it, so that the two can be compared
+    return f"{UUID(bytes=identity)}.{info.cliqueId}"
 
 
 def _hardware(gpus: Sequence[Gpu]) -> Hardware:
-    sources = {"product": "nvml", "memory_bytes": "nvml", "numa": "nvml", "pci": "nvml"}
     return Hardware(
         kind="gpu",
-        devices=tuple(
-            Device(
-                index=gpu.index,
-                product=_product_name(gpu.name),
-                uuid=gpu.uuid,
-                memory_bytes=gpu.memory_bytes,
-                numa=gpu.numa,
-                pci=gpu.pci,
-                faults=gpu.faults,
-                sources=sources,
-            )
-            for gpu in gpus
-        ),
+        devices=tuple(map(_device, gpus)),
         matrix=tuple(tuple(_code(a, b) for b in gpus) for a in gpus),
         nics=(),
         nic_matrix=(),
         num_cpus=os.cpu_count(),
         memory_bytes=host_memory_bytes(),
-        sources={"matrix": "nvml"},
+        sources={"matrix": "nvml", "num_cpus": "os", "memory_bytes": "os"},
     )
+
+
+def _device(gpu: Gpu) -> Device:
+    facts: dict[str, Any] = {name: getattr(gpu, name) for name in FACTS}
+    facts["product"] = _product_name(gpu.name)
+    sources = {fact: "nvml" for fact, value in facts.items() if value is not None}
+    if gpu.faults:
+        sources["faults"] = "nvml"
+    return Device(index=gpu.index, faults=gpu.faults, sources=sources, **facts)
 
 
 def _code(a: Gpu, b: Gpu) -> str:

@@ -12,21 +12,23 @@ It is one pure function of what it is given: the same nodes in any order give th
 work is array arithmetic: 100,000 devices take about a second, most of it making their `Slot`s.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 
-from parctl.topology.experts import expert_axes, expert_grid
-from parctl.topology.explain import left_out, proof_of, sentences
-from parctl.topology.hard_rule import Inside, inspect, largest_tp
+from parctl.topology.candidates import candidate_pools
+from parctl.topology.experts import expert_axes
+from parctl.topology.explain import proof_of, sentences
+from parctl.topology.hard_rule import largest_tp
 from parctl.topology.layout import Layout, Slot
-from parctl.topology.model import Node, Topology
+from parctl.topology.model import Topology
 from parctl.topology.order import in_natural_order
-from parctl.topology.pool import Ints, Pool, make_pool
-from parctl.topology.proofs import AxisFacts, axis_facts
+from parctl.topology.pool import Ints, Pool
+from parctl.topology.proofs import AxisFacts, facts_of, seconds_of
 from parctl.topology.refusal import refuse
-from parctl.topology.request import PP, LayoutRequest, check_request
+from parctl.topology.request import LayoutRequest, check_nodes, check_request
 from parctl.topology.search import Choice, best_choice
 from parctl.topology.traffic import nominal_traffic
 
@@ -36,18 +38,18 @@ __all__ = ["LayoutRequest", "largest_tp", "lay_out"]
 def lay_out(request: LayoutRequest, topology: Topology) -> Layout:
     """Place the ranks of `request` on `topology`. Raises CannotPlaceError with the arithmetic."""
     check_request(request)
+    check_nodes(request, topology)
     topology = replace(topology, nodes=in_natural_order(topology.nodes))
     experts = expert_axes(request.axes, request.ep, request.etp)
     traffic = request.traffic
     if traffic is None:
         traffic = nominal_traffic(request.axes, request.ep)
-    pools = list(_pools(request, topology))
-    found = _first_fit(request, pools, traffic)
+    pools = list(candidate_pools(request, topology))
+    found = _cheapest(request, pools, traffic, experts)
     if found is None:
-        raise refuse(topology, request, pools)
-    pool, choice = found
-    facts = list(facts_of(pool, request, choice.devices, experts))
-    proofs = tuple(proof_of(fact, pool, request) for fact in facts)
+        raise refuse(topology, request, pools, places=lambda other: _places(other, topology))
+    pool, choice, facts = found
+    proofs = tuple(proof_of(fact, pool, request, choice) for fact in facts)
     ranks, slots = _number(pool, choice.devices, linear=request.linear)
     return Layout(
         axes=dict(request.axes),
@@ -55,43 +57,45 @@ def lay_out(request: LayoutRequest, topology: Topology) -> Layout:
         ranks=tuple(ranks.tolist()),
         slots=slots,
         proofs=proofs,
-        explain=sentences(
-            topology, request, pool, choice.devices, proofs, left_out(topology, request, pool)
-        ),
+        explain=sentences(topology, request, pool, choice, proofs),
     )
 
 
-def facts_of(
-    pool: Pool, request: LayoutRequest, devices: Ints, experts: Mapping[str, int] | None
-) -> Iterator[AxisFacts]:
-    """Facts of every mesh axis, then of the expert view's own axes."""
-    for position, axis in enumerate(request.axes):
-        groups = np.moveaxis(devices, position, -1).reshape(-1, devices.shape[position])
-        yield axis_facts(pool, axis, groups, neighbours=axis == PP)
-    if experts is None:
-        return
-    grid = expert_grid(request.axes, experts, devices)
-    for position, axis in enumerate(experts):
-        if axis not in request.axes:
-            groups = np.moveaxis(grid, position, -1).reshape(-1, grid.shape[position])
-            yield axis_facts(pool, axis, groups, neighbours=False)
+Found = tuple[Pool, Choice, list[AxisFacts]]
 
 
-def _first_fit(
-    request: LayoutRequest, pools: list[Pool], traffic: Mapping[str, float]
-) -> tuple[Pool, Choice] | None:
-    """The cheapest choice: of one product if that is possible, else of the mixed pool."""
-    single = [pool for pool in pools if len({kind.product for kind in pool.kinds}) == 1]
-    for group in (single, [pool for pool in pools if pool not in single]):
-        found = [
-            (choice.seconds, number, pool, choice)
-            for number, (pool, with_stragglers) in enumerate(_variants(request, group))
-            if (choice := best_choice(pool, request, traffic, with_stragglers=with_stragglers))
-        ]
-        if found:
-            _, _, pool, choice = min(found, key=lambda item: item[:2])
-            return pool, choice
+def _cheapest(
+    request: LayoutRequest,
+    pools: list[Pool],
+    traffic: Mapping[str, float],
+    experts: Mapping[str, int] | None,
+) -> Found | None:
+    """The cheapest layout: of one product if that is possible, else of the mixed pool."""
+    single = [pool for pool in pools if len(pool.products) == 1]
+    mixed = [pool for pool in pools if len(pool.products) > 1]
+    for group in (single, mixed):
+        best: Found | None = None
+        cost = math.inf
+        for pool, with_stragglers in _variants(request, group):
+            choice = best_choice(pool, request, traffic, with_stragglers=with_stragglers)
+            if choice is not None:
+                facts = facts_of(pool, request, choice.devices, experts)
+                seconds = float(f"{seconds_of(facts, traffic):.9e}")
+                if seconds < cost:
+                    best, cost = (pool, choice, facts), seconds
+        if best is not None:
+            return best
     return None
+
+
+def _places(request: LayoutRequest, topology: Topology) -> bool:
+    """Whether a request finds a place at all."""
+    traffic = nominal_traffic(request.axes, request.ep)
+    pools = list(candidate_pools(request, topology))
+    return any(
+        best_choice(pool, request, traffic, with_stragglers=with_stragglers) is not None
+        for pool, with_stragglers in _variants(request, pools)
+    )
 
 
 def _variants(request: LayoutRequest, pools: list[Pool]) -> Iterator[tuple[Pool, bool]]:
@@ -99,29 +103,6 @@ def _variants(request: LayoutRequest, pools: list[Pool]) -> Iterator[tuple[Pool,
     yield from ((pool, False) for pool in pools)
     if request.tp == 1 or request.allow_pcie_tp:
         yield from ((pool, True) for pool in pools if any(k.stragglers for k in pool.kinds))
-
-
-def _pools(request: LayoutRequest, topology: Topology) -> Iterator[Pool]:
-    """One pool per product, then one of all GPUs when there are several; CPUs only without GPUs."""
-    insides: dict[int, Inside] = {}
-    for node in topology.nodes:
-        if id(node.hardware) not in insides:
-            insides[id(node.hardware)] = inspect(node.hardware, allow_pcie=request.allow_pcie_tp)
-    by_product: dict[str, list[Node]] = {}
-    candidates = []
-    has_gpus = any(node.hardware.kind == "gpu" for node in topology.nodes)
-    for node in topology.nodes:
-        inside = insides[id(node.hardware)]
-        if not inside.usable or (has_gpus and node.hardware.kind == "cpu"):
-            continue
-        if request.tp > 1 and inside.pcie_only:
-            continue
-        candidates.append(node)
-        by_product.setdefault(inside.product, []).append(node)
-    for nodes in by_product.values():
-        yield make_pool(nodes, insides, topology.tiers)
-    if len(by_product) > 1:
-        yield make_pool(candidates, insides, topology.tiers)
 
 
 def _number(pool: Pool, devices: Ints, *, linear: bool) -> tuple[Ints, tuple[Slot, ...]]:

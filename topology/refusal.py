@@ -1,16 +1,25 @@
-"""Say why a job cannot be placed: the arithmetic, the largest that can be, what to change."""
+"""Say why a job cannot be placed: the arithmetic, the largest that can be, the smallest change.
 
-from collections.abc import Sequence
+A change is small when it leaves the job as it is: first a setting of the recipe, then nodes taken
+back from the excluded or the spare ones, then more nodes; last a smaller job.
+"""
 
-from parctl.errors import CannotPlaceError
-from parctl.topology.hard_rule import largest_tp
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from math import prod
+
+from parctl.errors import CannotPlaceError, UsageError
+from parctl.topology.candidates import candidate_pools
+from parctl.topology.experts import expert_axes
+from parctl.topology.hard_rule import Inside, largest_tp
 from parctl.topology.model import Topology
-from parctl.topology.packing import count_tp_groups
 from parctl.topology.pool import Pool
 from parctl.topology.request import TP, LayoutRequest, product_text
 
 # which axis gives way first when the job is too large: replicas before what holds the model
 GIVES_WAY = ("dp", "fsdp", "cp", "pp")
+
+Places = Callable[[LayoutRequest], bool]
 
 
 def device_noun(topology: Topology, count: int) -> str:
@@ -20,40 +29,56 @@ def device_noun(topology: Topology, count: int) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def refuse(topology: Topology, request: LayoutRequest, pools: Sequence[Pool]) -> CannotPlaceError:
-    """The error for a request that no pool of nodes can hold."""
-    largest = largest_tp(
-        topology,
-        allow_pcie_tp=request.allow_pcie_tp,
-        allow_cross_node_tp=request.allow_cross_node_tp,
-        strict_node=request.strict_node,
-    )
+def refuse(
+    topology: Topology, request: LayoutRequest, pools: Sequence[Pool], places: Places
+) -> CannotPlaceError:
+    """The error for a request that no pool of nodes can hold. `places` tries another request."""
+    if request.tp > max(1, _largest_tp(topology, request)):
+        return _tp_too_large(topology, request)
     usable = max((pool.num_devices(with_stragglers=True) for pool in pools), default=0)
-    if request.tp > max(1, largest):
-        return _tp_too_large(topology, request, largest)
-    if request.world_size > usable:
-        return _too_few_devices(topology, request, usable, pools)
-    if request.linear and _most_groups(request, pools) * request.tp >= request.world_size:
+    need, have = request.world_size // request.tp, _most_groups(request, pools)
+    if not pools and (request.require or request.spares):
+        message = f"{request.arithmetic}: {_unmet(request, topology)}"
+    elif request.world_size > usable:
+        total = topology.num_devices
+        message = f"{request.arithmetic}, cluster has {device_noun(topology, total)}"
+        if usable < total:
+            message += f", of which this job can use {usable:,}"
+    elif need > have:
+        message = (
+            f"{request.arithmetic} needs {need:,} groups of tp({request.tp}), but the full meshes "
+            f"of this cluster ({device_noun(topology, topology.num_devices)}) hold {have:,}"
+        )
+    elif request.linear:
         return CannotPlaceError(
             f"{request.arithmetic}: the ranks of a script keep their own order, "
             f"{' x '.join(request.axes)} with the last axis fastest, and no order of nodes and "
             "devices puts every tp group of that order into one full mesh",
             hint="name tp last in the axes of the script, or let each axis divide a node evenly",
         )
-    return _too_few_groups(topology, request, pools)
+    else:
+        message = (
+            f"{request.arithmetic}: no placement uses all {len(request.require)} required nodes"
+        )
+    hints = [*_largest(request, pools, places), *_changes(topology, request, pools, places)]
+    return CannotPlaceError(message, hint="; or ".join(hints) or "add nodes, or lower a degree")
 
 
-def _tp_too_large(topology: Topology, request: LayoutRequest, largest: int) -> CannotPlaceError:
-    tp = request.tp
-    with_pcie = largest_tp(
-        topology, allow_pcie_tp=True, allow_cross_node_tp=False, strict_node=request.strict_node
+def _unmet(request: LayoutRequest, topology: Topology) -> str:
+    """Why no pool of nodes fulfils what is asked of the nodes."""
+    if not list(candidate_pools(replace(request, spares=0), topology)):
+        return f"no candidates hold all required nodes ({', '.join(request.require[:8])})"
+    total = len(topology.nodes)
+    return (
+        f"{request.spares} spare node{'s' * (request.spares > 1)} able to stand in for any other "
+        f"leave too few of {total} nodes"
     )
-    with_domain = largest_tp(
-        topology,
-        allow_pcie_tp=request.allow_pcie_tp,
-        allow_cross_node_tp=False,
-        strict_node=False,
-    )
+
+
+def _tp_too_large(topology: Topology, request: LayoutRequest) -> CannotPlaceError:
+    tp, largest = request.tp, _largest_tp(topology, request)
+    with_pcie = _largest_tp(topology, replace(request, allow_pcie_tp=True))
+    with_domain = _largest_tp(topology, replace(request, strict_node=False))
     allow: list[str] = []
     if request.strict_node and with_domain >= tp:
         allow.append("strict_node: false")
@@ -86,55 +111,96 @@ def _tp_too_large(topology: Topology, request: LayoutRequest, largest: int) -> C
     )
 
 
-def _too_few_devices(
-    topology: Topology, request: LayoutRequest, usable: int, pools: Sequence[Pool]
-) -> CannotPlaceError:
-    total = topology.num_devices
-    has = f"cluster has {device_noun(topology, total)}"
-    if usable < total:
-        has += f", of which this job can use {usable:,}"
-    return CannotPlaceError(f"{request.arithmetic}, {has}", hint=_largest_that_fits(request, pools))
-
-
-def _too_few_groups(
-    topology: Topology, request: LayoutRequest, pools: Sequence[Pool]
-) -> CannotPlaceError:
-    need = request.world_size // request.tp
-    have = _most_groups(request, pools)
-    return CannotPlaceError(
-        f"{request.arithmetic} needs {need:,} groups of tp({request.tp}), but the full meshes of "
-        f"this cluster ({device_noun(topology, topology.num_devices)}) hold {have:,}",
-        hint=_largest_that_fits(request, pools),
+def _largest_tp(topology: Topology, request: LayoutRequest) -> int:
+    kept = tuple(node for node in topology.nodes if node.name not in request.exclude)
+    return largest_tp(
+        replace(topology, nodes=kept),
+        allow_pcie_tp=request.allow_pcie_tp,
+        allow_cross_node_tp=request.allow_cross_node_tp,
+        strict_node=request.strict_node,
     )
 
 
-def _largest_that_fits(request: LayoutRequest, pools: Sequence[Pool]) -> str:
+def _largest(request: LayoutRequest, pools: Sequence[Pool], places: Places) -> Iterator[str]:
     """Shrink the axes in their order until the job fits; say what that leaves."""
     room = _most_groups(request, pools)
     sizes = {axis: size for axis, size in request.axes.items() if axis != TP}
-    for axis in (*GIVES_WAY, *sizes):
+    for axis in dict.fromkeys((*GIVES_WAY, *sizes)):
         if axis not in sizes:
             continue
-        others = 1
-        for name, size in sizes.items():
-            others *= 1 if name == axis else size
-        sizes[axis] = min(sizes[axis], max(1, room // others))
-        if others * sizes[axis] <= room:
-            best = {name: sizes.get(name, request.tp) for name in request.axes}
-            return f"the largest that fits: {product_text(best)}"
-    return "add nodes, or lower a degree"
+        others = prod(size for name, size in sizes.items() if name != axis)
+        for size in range(min(sizes[axis], max(1, room // others)), 0, -1):
+            sizes[axis] = size
+            axes = {name: sizes.get(name, request.tp) for name in request.axes}
+            smaller = replace(request, axes=axes, traffic=None)
+            if others * size <= room and _divides(smaller) and places(smaller):
+                yield f"the largest that fits: {product_text(axes)}"
+                return
+
+
+def _divides(request: LayoutRequest) -> bool:
+    try:
+        expert_axes(request.axes, request.ep, request.etp)
+    except UsageError:
+        return False
+    return True
+
+
+def _changes(
+    topology: Topology, request: LayoutRequest, pools: Sequence[Pool], places: Places
+) -> Iterator[str]:
+    """The smallest change to anything but the job's degrees that places it."""
+    for setting, allowed in (
+        ("allow_pcie_tp", replace(request, allow_pcie_tp=True)),
+        ("allow_cross_node_tp", replace(request, allow_cross_node_tp=True)),
+    ):
+        if request.tp > 1 and allowed != request and places(allowed):
+            yield f"set `parallelism.{setting}: true`"
+            break
+    if request.spares and places(replace(request, spares=0)):
+        fewer = next(n for n in range(request.spares, -1, -1) if places(replace(request, spares=n)))
+        yield f"keep {fewer} spare node{'s' * (fewer != 1)}"
+        return
+    if request.exclude and places(replace(request, exclude=())):
+        yield f"take back some of the {len(request.exclude)} excluded nodes"
+        return
+    if request.require and places(replace(request, require=())):
+        yield "require fewer nodes"
+        return
+    if pools:
+        missing = request.world_size // request.tp - _most_groups(request, pools)
+        pool = max(pools, key=lambda pool: _groups(request, pool))
+        kind = max(pool.kinds, key=lambda kind: (_node_groups(request, kind), -len(kind.usable)))
+        per_node = _node_groups(request, kind)
+        if missing > 0 and per_node:
+            nodes = -(-missing // per_node)
+            yield (f"add {nodes:,} node{'s' * (nodes > 1)} of {len(kind.usable)} {kind.product}")
+
+
+def _node_groups(request: LayoutRequest, kind: Inside) -> int:
+    """How many tp groups one more node of this kind holds."""
+    if request.tp == 1:
+        return len(kind.usable)
+    return kind.num_meshes(request.tp)
 
 
 def _most_groups(request: LayoutRequest, pools: Sequence[Pool]) -> int:
-    most = 0
-    for pool in pools:
-        if request.tp == 1:
-            most = max(most, pool.num_devices(with_stragglers=True))
-            continue
-        most = max(most, count_tp_groups(pool, request.tp, level=0))
-        names = [name for name, _ in pool.containers]
-        if "domain" in names and not request.strict_node:
-            most = max(most, count_tp_groups(pool, request.tp, level=names.index("domain") + 1))
-        if request.allow_cross_node_tp:
-            most = max(most, pool.num_devices(with_stragglers=False) // request.tp)
+    return max((_groups(request, pool) for pool in pools), default=0)
+
+
+def _groups(request: LayoutRequest, pool: Pool) -> int:
+    """How many TP groups the pool holds under the hard rule."""
+    if request.tp == 1:
+        return pool.num_devices(with_stragglers=True)
+    per_kind = [kind.num_meshes(request.tp) for kind in pool.kinds]
+    most: int = sum(per_kind[kind] for kind in pool.kind_of.tolist())
+    if pool.near and not request.strict_node:
+        labels = pool.containers[pool.near].labels
+        members = [len(k.members(False)) if k.is_one_mesh else 0 for k in pool.kinds]
+        held = [0] * (int(labels.max()) + 1)
+        for label, kind in zip(labels.tolist(), pool.kind_of[pool.walk].tolist(), strict=True):
+            held[label] += members[kind]
+        most = max(most, sum(count // request.tp for count in held))
+    if request.allow_cross_node_tp:
+        most = max(most, pool.num_devices(with_stragglers=False) // request.tp)
     return most

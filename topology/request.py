@@ -2,12 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from math import prod
 
 from parctl.errors import UsageError
+from parctl.topology.model import Topology
 
 TP = "tp"
+CP = "cp"
+EP = "ep"
 PP = "pp"
+FSDP = "fsdp"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +29,9 @@ class LayoutRequest:
     allow_cross_node_tp: bool = False
     strict_node: bool = False  # tp stays in one node even where an NVLink domain spans several
     linear: bool = False  # ranks in program order: nodes and local devices are permuted instead
+    exclude: tuple[str, ...] = ()  # names of nodes that the job must not use
+    require: tuple[str, ...] = ()  # names of nodes that the job must use
+    spares: int = 0  # nodes kept free, each able to stand in for any other
 
     @property
     def world_size(self) -> int:
@@ -56,3 +64,21 @@ def check_request(request: LayoutRequest) -> None:
             raise UsageError(f"{axis} = {size}, expected at least 1")
     if not request.axes:
         raise UsageError("a layout needs at least one axis")
+    if request.spares < 0:
+        raise UsageError(f"spares = {request.spares}, expected 0 or more")
+
+
+def check_nodes(request: LayoutRequest, topology: Topology) -> None:
+    """Raise UsageError for excluded or required nodes that the cluster does not have."""
+    known = {node.name for node in topology.nodes}
+    for what, names in (("exclude", request.exclude), ("require", request.require)):
+        for name in names:
+            if name not in known:
+                nearest = get_close_matches(name, sorted(known), n=1)
+                raise UsageError(
+                    f"{what} names node `{name}`, which `{topology.name}` does not have",
+                    hint=f"did you mean `{nearest[0]}`?" if nearest else None,
+                )
+    both = sorted(set(request.exclude) & set(request.require))
+    if both:
+        raise UsageError(f"node `{both[0]}` is both excluded and required")

@@ -1,284 +1,303 @@
-"""Which axes share a mesh, a node, a domain or a fabric block: the choice of least cost.
+"""Which axes share a mesh, a node, a domain or a fabric block: rules first, then least cost.
 
-Every axis is assigned the nearest container that holds each of its groups whole. If the groups of
-axes A and B all lie inside nodes, so do the A x B sub-grids, for one can walk from any member to
-any other along A and B without leaving the node. Hence a placement is described, as far as the
-worst links go, by one container per axis, and a choice is possible exactly when blocks of the
-product of the axes inside each container can be packed (`parctl.topology.packing`). The search
-goes through all assignments, cheapest first, and takes the first that packs: with links alike
-inside each container that is the optimum over all permutations of the ranks.
+Every family of groups (`parts`) is kept at a level (`levels`): the links of a node, or a container
+beyond it. If the groups of axes A and B all lie inside nodes, so do the A x B sub-grids, for one
+can walk from any member to any other along A and B without leaving the node. Hence a placement is
+described, as far as the worst links go, by one level per family, and a choice of levels is possible
+exactly when the grids and blocks that it asks for can be packed (`packing`). The rules are tried in
+their order, strictest first:
 
-Axes of one container keep the order of the recipe, innermost next to `tp`; ties go to the
-assignment that disturbs this order least, then to the nearer containers.
+1. tp in one mesh or NVLink domain, in several only where the recipe permits it; a group that
+   leaves its nodes fills them;
+2. ep stays in the NVLink domain while it can;
+3. fsdp fills what tp (and cp, where that costs less) leaves of the domain and of the node;
+   no replica or pipeline stage lives inside a node while fsdp crosses nodes.
+
+Under the first rules that can be fulfilled all choices of levels are tried, cheapest first, and the
+first that packs is taken: the optimum over all permutations of the ranks under these rules, where
+no link inside a node is slower than leaving it and domains are alike inside. Parts of one container
+keep the order of the recipe, innermost next to `tp`; ties go to the choice that disturbs this order
+least, then to the nearer levels.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import pairwise, product
 from math import prod
 
 import numpy as np
 
-from parctl.topology.cost import (
-    DOMAIN_LATENCY_S,
-    NETWORK_LATENCY_S,
-    NODE_LATENCY_S,
-    NOTHING,
-    TIER_LATENCY_S,
-    Crossing,
-    layout_seconds,
+from parctl.topology.grids import Rule
+from parctl.topology.levels import Landscape, Level
+from parctl.topology.packing import Arrangement, Packer, is_contiguous
+from parctl.topology.parts import (
+    FSDP_DOMAIN,
+    FSDP_NODE,
+    TP_MESH,
+    Fill,
+    Part,
+    carve,
+    fills,
+    replicates,
 )
-from parctl.topology.hard_rule import Inside
-from parctl.topology.links import BADNESS, link_bandwidth, link_class, link_count
-from parctl.topology.model import LinkClass
-from parctl.topology.packing import is_contiguous, pack
 from parctl.topology.pool import Ints, Pool
-from parctl.topology.products import find_product
-from parctl.topology.request import PP, TP, LayoutRequest
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """An axis, or one of the two factors of an axis that is only partly inside something."""
-
-    axis: str
-    size: int
-    in_ep: bool  # its ranks belong to one expert-parallel group
-    one_mesh: bool = False  # the hard rule binds it: one full mesh or one NVLink domain
+from parctl.topology.request import CP, EP, FSDP, PP, TP, LayoutRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """An assignment of containers to parts, and the devices that it puts into the mesh."""
+    """Levels for all families, and the devices that they put into the mesh."""
 
     seconds: float
-    levels: tuple[int, ...]  # by part; 0: full mesh, then as `Pool.containers`
-    parts: tuple[Part, ...]  # innermost first
     devices: Ints  # device numbers, shaped by the axes of the request
+    fill: Fill | None  # how far fsdp fills nodes and domains; None: no fsdp, or a script
+    ep_inside: bool  # ep stays in the NVLink domain
 
 
 def best_choice(
     pool: Pool, request: LayoutRequest, traffic: Mapping[str, float], *, with_stragglers: bool
 ) -> Choice | None:
-    """Cheapest assignment that packs, or None when no assignment does."""
-    for factors in _tp_factors(pool, request):
-        parts = _parts(request, factors)
-        choice = _cheapest(pool, request, parts, traffic, with_stragglers)
-        if choice is not None:
-            return choice
+    """The cheapest placement under the strictest rules that can be fulfilled, or None."""
+    search = _Search(pool, request, traffic, with_stragglers)
+    contended = request.axes.get(CP, 1) > 1 and request.axes.get(FSDP, 1) > 1
+    for mesh in search.mesh_sizes():
+        for ep_inside in (True, False) if request.ep > 1 else (False,):
+            near = frozenset({EP}) if ep_inside else frozenset()
+            tried = [near | {CP}, near] if contended else [near]
+            found = [choice for inside in tried if (choice := search.filled(mesh, inside))]
+            if found:
+                return min(found, key=lambda choice: choice.seconds)
     return None
 
 
-def _cheapest(
-    pool: Pool,
-    request: LayoutRequest,
-    parts: tuple[Part, ...],
-    traffic: Mapping[str, float],
-    with_stragglers: bool,
-) -> Choice | None:
-    failed: set[tuple[int, ...]] = set()
-    for seconds, levels in _assignments(pool, request, parts, traffic, with_stragglers):
-        ratios = tuple(
-            prod(part.size for part, own in zip(parts, levels, strict=True) if own == level)
-            for level in range(len(pool.containers) + 1)
-        )
-        if ratios in failed:
-            continue
-        packed = pack(
-            pool, ratios, request.world_size, tp=request.tp, with_stragglers=with_stragglers
-        )
-        if packed is None:
-            failed.add(ratios)
-            continue
-        devices = _to_mesh(packed, parts, levels, request.axes)
-        if request.linear and not is_contiguous(pool.node_of(devices.reshape(-1))):
-            continue
-        return Choice(seconds=seconds, levels=levels, parts=parts, devices=devices)
-    return None
-
-
-def _parts(request: LayoutRequest, tp_factors: tuple[int, ...]) -> tuple[Part, ...]:
-    """Factors of the mesh, innermost first: tp, then the axes of the recipe from the inside out."""
-    outer = [(a, n) for a, n in reversed(list(request.axes.items())) if a not in (TP, PP)]
-    left, takes_tp = request.ep, prod(n for _, n in outer) % request.ep > 0
-    by_axis: dict[str, list[Part]] = {}
-    for axis, size in outer:
-        inside = size if left % size == 0 or (takes_tp and left > 1) else left
-        if left > 1 and size % inside == 0:
-            by_axis[axis] = [
-                Part(axis=axis, size=inside, in_ep=True),
-                Part(axis=axis, size=size // inside, in_ep=False),
-            ]
-            left = max(1, left // inside)
-        else:
-            # ep divides neither way: all that is left of it may lie anywhere on this axis
-            by_axis[axis] = [Part(axis=axis, size=size, in_ep=left > 1)]
-    parts = [
-        Part(axis=TP, size=size, in_ep=takes_tp, one_mesh=position == 0)
-        for position, size in enumerate(tp_factors)
-    ]
-    for axis, size in reversed(list(request.axes.items())):
-        parts += by_axis.get(axis, [Part(axis=axis, size=size, in_ep=False)] * (axis != TP))
-    return tuple(part for part in parts if part.size > 1)
-
-
-def _tp_factors(pool: Pool, request: LayoutRequest) -> list[tuple[int, ...]]:
-    """Ways to build a tp group: whole, or of full meshes (large ones first) where it may cross."""
-    if not request.allow_cross_node_tp:
-        return [(request.tp,)]
-    mesh = min(request.tp - 1, max(kind.largest_mesh for kind in pool.kinds))
-    sizes = [size for size in range(mesh, 0, -1) if request.tp % size == 0]
-    return [(request.tp,), *((size, request.tp // size) for size in sizes)]
-
-
-def _assignments(
-    pool: Pool,
-    request: LayoutRequest,
-    parts: Sequence[Part],
-    traffic: Mapping[str, float],
-    with_stragglers: bool,
-) -> list[tuple[float, tuple[int, ...]]]:
-    """All assignments whose blocks are no larger than their containers, cheapest first."""
-    capacity = [max(kind.largest_mesh for kind in pool.kinds)]
-    capacity += [
-        pool.largest_container(container, with_stragglers=with_stragglers)
-        for _, container in pool.containers
-    ]
-    distinct = _distinct_levels(pool, with_stragglers)
-    tp_levels = _tp_levels(pool, request)
-    options = [
-        [level for level in distinct if not part.one_mesh or level in tp_levels] for part in parts
-    ]
-    cost = _LevelCost(pool, request, parts, traffic, with_stragglers)
-    found = []
-    for levels in _within_capacity(parts, options, capacity):
-        found.append((float(f"{cost.seconds(levels):.9e}"), _inversions(levels), levels))
-    return [(seconds, levels) for seconds, _, levels in sorted(found)]
-
-
-def _within_capacity(
-    parts: Sequence[Part], options: Sequence[Sequence[int]], capacity: Sequence[int]
-) -> Iterator[tuple[int, ...]]:
-    def extend(chosen: tuple[int, ...], room: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-        if len(chosen) == len(parts):
-            yield chosen
-            return
-        size = parts[len(chosen)].size
-        for level in options[len(chosen)]:
-            # a part inside a level is inside every farther one too
-            left = tuple(r // size if i >= level else r for i, r in enumerate(room))
-            if min(left) > 0:
-                yield from extend((*chosen, level), left)
-
-    yield from extend((), tuple(capacity))
-
-
-def _tp_levels(pool: Pool, request: LayoutRequest) -> set[int]:
-    names = [name for name, _ in pool.containers]
-    if "domain" not in names or request.strict_node:
-        return {0}
-    return {0, names.index("domain") + 1}
-
-
-def _distinct_levels(pool: Pool, with_stragglers: bool) -> list[int]:
-    """Levels that differ from the nearer ones: a fully meshed node is one level, not two."""
-    whole = all(
-        kind.largest_mesh == len(kind.usable) - (0 if with_stragglers else len(kind.stragglers))
-        for kind in pool.kinds
-    )
-    levels = [0]
-    for level, (_, container) in enumerate(pool.containers, start=1):
-        if level == 1:
-            if not whole:
-                levels.append(1)
-        elif not np.array_equal(container, pool.containers[level - 2][1]):
-            levels.append(level)
-    return levels
-
-
-def _inversions(levels: Sequence[int]) -> int:
-    """Pairs of parts that packing puts in another order than the recipe's."""
-    return sum(a > b for i, a in enumerate(levels) for b in levels[i + 1 :])
-
-
-class _LevelCost:
-    """Cost of an assignment, from what a group at each level has to cross at worst."""
+class _Search:
+    """Everything that stays the same while rules and levels are tried."""
 
     def __init__(
         self,
         pool: Pool,
         request: LayoutRequest,
-        parts: Sequence[Part],
         traffic: Mapping[str, float],
         with_stragglers: bool,
     ) -> None:
-        self.sizes = {**request.axes, "ep": request.ep}
-        self.traffic = traffic
-        self.members = {
-            axis: [i for i, part in enumerate(parts) if part.axis == axis] for axis in request.axes
+        self.pool = pool
+        self.request = request
+        self.packer = Packer(pool, with_stragglers=with_stragglers)
+        self.landscape = Landscape(pool, with_stragglers=with_stragglers)
+        self.room = [
+            pool.largest_container(container, with_stragglers=with_stragglers)
+            for container in pool.containers
+        ]
+        sizes = {**request.axes, EP: request.ep}
+        self.levels = {
+            family: self.landscape.levels(
+                size,
+                traffic.get(family, 0.0),
+                neighbours=family == PP,
+                rule=family == TP and not request.allow_cross_node_tp,
+            )
+            for family, size in sizes.items()
+            if size > 1
         }
-        self.members["ep"] = [i for i, part in enumerate(parts) if part.in_ep]
-        names = [name for name, _ in pool.containers]
-        self.crossings = {
-            (axis, level): _crossing(pool, names, level, 2 if axis == PP else n, with_stragglers)
-            for axis, n in self.sizes.items()
-            if n > 1
-            for level in range(len(names) + 1)
-        }
+        # a group with a device that has no NVLink is no mesh of its domain
+        cut_off = with_stragglers and any(kind.stragglers for kind in pool.kinds)
+        self.tp_in_domain = bool(pool.near) and not request.strict_node and not cut_off
 
-    def seconds(self, levels: Sequence[int]) -> float:
-        worst = {
-            axis: self.crossings[axis, max(levels[i] for i in members)]
-            for axis, members in self.members.items()
-            if members and self.sizes[axis] > 1
-        }
-        return layout_seconds(self.traffic, self.sizes, worst)
+    def mesh_sizes(self) -> list[int]:
+        """Sizes of the full meshes that a tp group may be made of: itself, or large ones first."""
+        tp = self.request.tp
+        if not self.request.allow_cross_node_tp:
+            return [tp]
+        largest = max(kind.largest_mesh for kind in self.pool.kinds)
+        if self.tp_in_domain:
+            largest = max(largest, self.room[self.pool.near])
+        return [size for size in range(min(tp, largest), 0, -1) if tp % size == 0]
 
+    def filled(self, mesh: int, inside: frozenset[str]) -> Choice | None:
+        """The cheapest choice with nodes as full of fsdp as can be. `inside`: families that must
+        not leave the domain."""
+        for fill in fills(self.request, has_domains=bool(self.pool.near)):
+            parts = carve(self.request, mesh, fill)
+            if parts is None:
+                continue
+            options = {
+                family: self._options(family, fill, inside)
+                for family in sorted({f for part in parts for f in part.families})
+            }
+            if not all(options.values()) or not self._may_fit(parts, options):
+                continue
+            if (choice := self._cheapest(parts, options, fill, EP in inside)) is not None:
+                return choice
+        return None
 
-def _crossing(
-    pool: Pool, names: Sequence[str], level: int, size: int, with_stragglers: bool
-) -> Crossing:
-    if level <= 1:
-        found = [_node_crossing(kind, level, size, with_stragglers) for kind in pool.kinds]
-        return max(found, key=lambda c: (BADNESS[c.link], -(c.bandwidth or 0)))
-    if names[level - 1] == "domain":
-        products = [find_product(kind.product) for kind in pool.kinds]
-        known = [p.nvlink_gb_s for p in products if p is not None and p.nvlink_gb_s is not None]
-        return Crossing(
-            link=LinkClass.NVLINK,
-            bandwidth=min(known) if len(known) == len(products) else None,
-            latency_s=DOMAIN_LATENCY_S,
+    def _options(self, family: str, fill: Fill | None, inside: frozenset[str]) -> list[Level]:
+        """Levels that the rules leave to a family, cheapest first."""
+        near = self.pool.near
+        domain = [Level(container=near, codes=(), seconds=0.0)] if near else []
+        if family == FSDP_NODE:
+            return [self.landscape.any_link]
+        if family == FSDP_DOMAIN:
+            return domain or [self.landscape.any_link]
+        if family == TP_MESH:
+            return [self.landscape.mesh_link, *(domain if self.tp_in_domain else [])]
+        levels = self.levels[family]
+        if family == TP and not self.request.allow_cross_node_tp:
+            limit = near if self.tp_in_domain else 0
+            levels = [level for level in levels if level.container <= limit]
+        elif family in inside:
+            levels = [level for level in levels if level.container <= near]
+        elif fill is not None and family == FSDP:
+            limit = len(self.room) if fill.crosses_domains else near if fill.crosses_nodes else 0
+            levels = [level for level in levels if level.container <= limit]
+        elif fill is not None and replicates(family) and family != EP:
+            beyond = near if fill.crosses_domains else 0 if fill.crosses_nodes else -1
+            levels = [level for level in levels if level.container > beyond]
+        return sorted(levels, key=lambda level: level.seconds)
+
+    def _may_fit(self, parts: Sequence[Part], options: Mapping[str, list[Level]]) -> bool:
+        """Whether the loosest levels pack: if not, no others do."""
+        loosest = [
+            {max(of, key=_looseness), max(_inside_nodes(family, of) or of, key=_looseness)}
+            for family, of in options.items()
+        ]
+        return any(
+            self._packs(parts, dict(zip(options, levels, strict=True))) is not None
+            for levels in product(*loosest)
         )
-    rates = [kind.network_gb_s for kind in pool.kinds]
-    known = [rate for rate in rates if rate is not None]
-    near = names.index("domain") + 1 if "domain" in names else 1
-    return Crossing(
-        link=LinkClass.NETWORK,
-        bandwidth=min(known) if len(known) == len(rates) else None,
-        latency_s=NETWORK_LATENCY_S + TIER_LATENCY_S * (level - near),
-    )
+
+    def _cheapest(
+        self,
+        parts: Sequence[Part],
+        options: Mapping[str, list[Level]],
+        fill: Fill | None,
+        ep_inside: bool,
+    ) -> Choice | None:
+        for seconds, levels in _cheapest_first(parts, options):
+            arrangement = self._packs(parts, levels)
+            if arrangement is None:
+                continue
+            packed = self.packer.pack(arrangement, self.request.world_size)
+            devices = self._to_mesh(packed, parts, levels)
+            nodes = self.pool.node_of(devices.reshape(-1))
+            if self.request.linear and not is_contiguous(nodes):
+                continue
+            if not np.isin(self.pool.required, nodes).all():
+                continue
+            return Choice(seconds=seconds, devices=devices, fill=fill, ep_inside=ep_inside)
+        return None
+
+    def _packs(self, parts: Sequence[Part], levels: Mapping[str, Level]) -> Arrangement | None:
+        """How to pack these levels, or None when the pool is too small for them."""
+        held = _containers(parts, levels)
+        used = sorted(set(held))
+        if not all(self.pool.nests[inner, outer] for inner, outer in pairwise(used)):
+            return None
+        if _tp_is_split(levels):
+            return None
+        for index in used:
+            inside = (part.size for part, own in zip(parts, held, strict=True) if own <= index)
+            if prod(inside) > self.room[index]:
+                return None
+        grid = [i for i in reversed(range(len(parts))) if held[i] == 0]
+        arrangement = Arrangement(
+            sizes=tuple(parts[i].size for i in grid),
+            rules=tuple(
+                _rules(parts, grid, levels, number) for number in range(len(self.pool.kinds))
+            ),
+            steps=tuple(
+                (held[i], parts[i].size)
+                for i in sorted(range(len(parts)), key=lambda i: (held[i], i))
+                if held[i]
+            ),
+            meshes_only=any(
+                levels[family].container > 0
+                for family in (TP_MESH, TP)
+                if family in levels and not (family == TP and self.request.allow_cross_node_tp)
+            ),
+        )
+        needed = self.request.world_size // prod(part.size for part in parts)
+        return arrangement if self.packer.count(arrangement) >= needed else None
+
+    def _to_mesh(self, packed: Ints, parts: Sequence[Part], levels: Mapping[str, Level]) -> Ints:
+        """Reshape devices from packing order to the axes of the mesh."""
+        axes = self.request.axes
+        held = _containers(parts, levels)
+        order = sorted(range(len(parts)), key=lambda i: (held[i], i), reverse=True)
+        grid = packed.reshape([parts[i].size for i in order])
+        # the outer factor of a cut axis comes later in `parts`, which run from the inside out
+        wanted = [i for axis in axes for i in reversed(range(len(parts))) if parts[i].axis == axis]
+        return grid.transpose([order.index(i) for i in wanted]).reshape(tuple(axes.values()))
 
 
-def _node_crossing(kind: Inside, level: int, size: int, with_stragglers: bool) -> Crossing:
-    members = [i for i in kind.usable if with_stragglers or i not in kind.stragglers]
-    codes = {kind.matrix[i][j] for i in members for j in members if i != j}
-    if level == 0:
-        codes = {code for code in codes if kind.joined(code)}
-    if not codes:
-        return NOTHING
-    worst = max(codes, key=lambda code: (BADNESS[link_class(code)], -link_count(code)))
-    return Crossing(
-        link=link_class(worst),
-        bandwidth=link_bandwidth(kind.product, worst, size),
-        latency_s=NODE_LATENCY_S,
-    )
+def _containers(parts: Sequence[Part], levels: Mapping[str, Level]) -> list[int]:
+    """The container of every part: the nearest of its families'."""
+    return [min(levels[family].container for family in part.families) for part in parts]
 
 
-def _to_mesh(
-    packed: Ints, parts: Sequence[Part], levels: Sequence[int], axes: Mapping[str, int]
-) -> Ints:
-    """Reshape devices from packing order to the axes of the mesh."""
-    order = sorted(range(len(parts)), key=lambda i: (levels[i], i), reverse=True)
-    grid = packed.reshape([parts[i].size for i in order])
-    # the outer factor of a split axis comes later in `parts`, which run from the inside out
-    wanted = [i for axis in axes for i in reversed(range(len(parts))) if parts[i].axis == axis]
-    return grid.transpose([order.index(i) for i in wanted]).reshape(tuple(axes.values()))
+def _tp_is_split(levels: Mapping[str, Level]) -> bool:
+    """Whether a tp group leaves its nodes although something else lives in them."""
+    own = {family: levels[family] for family in (TP_MESH, TP) if family in levels}
+    if not own or next(iter(own.values())).container == 0:
+        return False
+    return any(level.container == 0 for f, level in levels.items() if f not in own)
+
+
+def _rules(
+    parts: Sequence[Part], grid: Sequence[int], levels: Mapping[str, Level], kind: int
+) -> tuple[Rule, ...]:
+    """What a grid inside a node must obey: one rule per family that is kept there."""
+    found = []
+    for family, level in levels.items():
+        members = tuple(place for place, i in enumerate(grid) if family in parts[i].families)
+        if level.container == 0 and members:
+            found.append(Rule(parts=members, codes=level.codes[kind], neighbours=family == PP))
+    return tuple(found)
+
+
+def _cheapest_first(
+    parts: Sequence[Part], options: Mapping[str, list[Level]]
+) -> Iterator[tuple[float, dict[str, Level]]]:
+    """All choices of one level per family by cost; among equals those nearest to the recipe."""
+    families = list(options)
+
+    def cost(chosen: tuple[int, ...]) -> float:
+        total = sum(options[f][i].seconds for f, i in zip(families, chosen, strict=True))
+        return float(f"{total:.9e}")  # sums that differ by rounding are ties
+
+    start = (0,) * len(families)
+    heap = [(cost(start), start)]
+    seen = {start}
+    while heap:
+        seconds = heap[0][0]
+        equal = []
+        while heap and heap[0][0] == seconds:
+            chosen = heappop(heap)[1]
+            equal.append(chosen)
+            for position, index in enumerate(chosen):
+                if index + 1 < len(options[families[position]]):
+                    further = (*chosen[:position], index + 1, *chosen[position + 1 :])
+                    if further not in seen:
+                        seen.add(further)
+                        heappush(heap, (cost(further), further))
+        named = [
+            {f: options[f][i] for f, i in zip(families, chosen, strict=True)} for chosen in equal
+        ]
+        for levels in sorted(named, key=lambda levels: _ties(parts, levels)):
+            yield seconds, levels
+
+
+def _ties(parts: Sequence[Part], levels: Mapping[str, Level]) -> tuple[int, list[int]]:
+    """Pairs of parts that packing puts in another order than the recipe's, then the levels."""
+    held = _containers(parts, levels)
+    inversions = sum(a > b for i, a in enumerate(held) for b in held[i + 1 :])
+    return inversions, held
+
+
+def _looseness(level: Level) -> tuple[int, int]:
+    return level.container, sum(map(len, level.codes))
+
+
+def _inside_nodes(family: str, levels: Sequence[Level]) -> list[Level]:
+    """For tp its levels inside a node: they may pack where its domain holds only full meshes."""
+    return [level for level in levels if level.container == 0] if family in (TP, TP_MESH) else []

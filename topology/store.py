@@ -17,13 +17,16 @@ index. Equal nodes share one `Hardware` in memory, on either side.
 
 import json
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from parctl.errors import UsageError
+from parctl.topology.document import read_documents
 from parctl.topology.model import Device, Hardware, Nic, Node, Topology
 from parctl.topology.reader import Reader
 
@@ -99,18 +102,50 @@ def save_topology(topology: Topology, path: Path) -> None:
 
 def load_topology(path: Path) -> Topology:
     """Read a topology file, JSON or YAML. Raises UsageError that says where it is wrong."""
+    return topology_from_text(read_file(path), str(path))
+
+
+def read_file(path: Path) -> str:
+    """Text of a file of bounded size. Raises UsageError when it cannot be read."""
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise UsageError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes")
-        text = path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 text (byte {error.start})") from error
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
         raise UsageError(
             f"{str(path)[:200]}: cannot be read: {getattr(error, 'strerror', None) or error}",
             hint="`parctl topology -o json > FILE` writes one",
         ) from error
-    return topology_from_json(_parse(path, text), where=str(path))
+    return decode_text(data, str(path))
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """Decode UTF-8, or the UTF-16 that PowerShell writes. Raises UsageError for other bytes."""
+    if len(data) > MAX_FILE_BYTES:
+        raise UsageError(f"{name}: larger than {MAX_FILE_BYTES:,} bytes")
+    wide = data[:2] in (b"\xff\xfe", b"\xfe\xff") and len(data) > 2
+    try:
+        return data.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name}: not UTF-8 text (byte {error.start})") from error
+
+
+def looks_like(text: str) -> bool:
+    """Whether a text is a topology as we write it, JSON or YAML, right or wrong inside."""
+    return (
+        re.search(r'(?m)^\s*\{?\s*"?schema"?\s*:\s*\d', text) is not None
+        and re.search(r'(?m)(?:^|[\s,{])"?nodes"?\s*:', text) is not None
+    )
+
+
+def topology_from_text(text: str, name: str) -> Topology:
+    """Rebuild a topology from JSON or YAML; one that was cut gives its whole nodes."""
+    documents = read_documents(text, name)
+    if len(documents.values) != 1:
+        raise UsageError(f"{name}: found {len(documents.values)} documents, expected one")
+    topology = topology_from_json(documents.values[0], where=name)
+    if documents.cut is None:
+        return topology
+    return replace(topology, unknown=(*topology.unknown, documents.cut))
 
 
 def topology_from_json(data: Any, *, where: str = "topology") -> Topology:
@@ -135,24 +170,6 @@ def topology_from_json(data: Any, *, where: str = "topology") -> Topology:
         warnings=reader.strings("warnings"),
         unknown=reader.strings("unknown"),
     )
-
-
-def _parse(path: Path, text: str) -> Any:
-    if path.suffix in (".yaml", ".yml"):
-        import yaml
-
-        try:
-            return yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
-            raise UsageError(f"{path}: not YAML: {error}") from error
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError, ValueError) as error:
-        place = f":{error.lineno}:{error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UsageError(
-            f"{path}{place}: not JSON: {getattr(error, 'msg', 'nested too deep')}",
-            hint="`parctl topology -o json > FILE` writes a topology file",
-        ) from error
 
 
 def _hardware_to_json(hardware: Hardware) -> dict[str, Any]:

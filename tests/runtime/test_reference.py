@@ -41,7 +41,8 @@ def reference_curve(made: Plan, text: Path) -> list[tuple[float, float]]:
         [tokens[i * spec.seq_len : (i + 1) * spec.seq_len + 1] for i in order.tolist()]
     )
     batches = [
-        (batch[:, :-1], batch[:, 1:]) for batch in rows.split(spec.global_batch)[: spec.steps]
+        (batch[:, :-1], batch[:, 1:])
+        for batch in torch.split(rows, spec.global_batch)[: spec.steps]
     ]
     initial = {name: value.detach() for name, value in weights.items()}
     return reference.train(initial, model, spec, batches)

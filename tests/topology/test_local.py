@@ -96,8 +96,27 @@ def test_h100_through_nvml() -> None:
         "memory_bytes": 85520809984,
         "numa": 1,
         "pci": "0000:8b:00.0",
+        "cpu_affinity": "56-111",
+        "mig": False,
+        "ecc_errors": 0,
+        "remapped_rows": 0,
+        "power_limit_w": 700.0,
         "faults": [],
-        "sources": {"product": "nvml", "memory_bytes": "nvml", "numa": "nvml", "pci": "nvml"},
+        "sources": dict.fromkeys(
+            [
+                "product",
+                "uuid",
+                "memory_bytes",
+                "numa",
+                "pci",
+                "cpu_affinity",
+                "mig",
+                "ecc_errors",
+                "remapped_rows",
+                "power_limit_w",
+            ],
+            "nvml",
+        ),
     }
 
 
@@ -113,6 +132,7 @@ def test_a_gpu_with_dead_nvlink_is_warned_about_and_in_no_clique() -> None:
 
     assert data["nodes"][0]["nvlink_cliques"] == [{"gpus": [0, 1, 3, 4, 5, 6, 7], "links": 18}]
     assert data["nodes"][0]["links"][2] == "NODE NODE X NODE SYS SYS SYS SYS"
+    assert [gpu["ecc_errors"] for gpu in data["nodes"][0]["gpus"]] == [0, 0, 7, 0, 0, 0, 0, 0]
     assert data["warnings"] == [
         "gpu 2: all 18 NVLinks are down; it is reached by PCIe only",
         "gpu 2: 7 uncorrected ECC errors since the driver started",
@@ -122,7 +142,7 @@ def test_a_gpu_with_dead_nvlink_is_warned_about_and_in_no_clique() -> None:
 def test_a_gb200_tray_names_its_nvlink_domain() -> None:
     node = discover_with("gb200x4")["nodes"][0]
 
-    assert node["domain"] == "aabbccddeeff00112233445566778899.32766"
+    assert node["domain"] == "aabbccdd-eeff-0011-2233-445566778899.32766"
     assert node["node_sources"] == {"domain": "nvml"}
 
 

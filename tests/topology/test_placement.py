@@ -290,7 +290,9 @@ def test_too_few_devices_shows_the_arithmetic_and_the_largest_that_fits() -> Non
         place("h100:6x8", {"dp": 4, "pp": 2, "tp": 8})
 
     assert error.value.message == "dp(4) x pp(2) x tp(8) = 64, cluster has 48 GPUs"
-    assert error.value.hint == "the largest that fits: dp(3) x pp(2) x tp(8) = 48"
+    assert error.value.hint == (
+        "the largest that fits: dp(3) x pp(2) x tp(8) = 48; or add 2 nodes of 8 h100"
+    )
 
 
 def test_enough_devices_but_too_few_meshes() -> None:
@@ -301,7 +303,10 @@ def test_enough_devices_but_too_few_meshes() -> None:
         "dp(16) x tp(3) = 48 needs 16 groups of tp(3), but the full meshes of this cluster "
         "(48 GPUs) hold 12"
     )
-    assert error.value.hint == "the largest that fits: dp(12) x tp(3) = 36"
+    assert error.value.hint == (
+        "the largest that fits: dp(12) x tp(3) = 36; or set `parallelism.allow_cross_node_tp: "
+        "true`; or add 2 nodes of 8 h100"
+    )
 
 
 @pytest.mark.parametrize("axes", [{}, {"dp": 0}, {"dp": -1, "tp": 2}])

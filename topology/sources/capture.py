@@ -20,7 +20,7 @@ from parctl.topology.products import find_product
 MAX_DEVICES = 1024  # of one node; a text that names more is no capture
 UNKNOWN = "?"
 
-_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\n]*\x07|[\x00\x07\x08\ufeff]")
+_ESCAPE = re.compile(r"\x1b\[[0-9;?]{0,32}[@-~]|\x1b\][^\x07\n]{0,200}\x07|[\x00\x07\x08\ufeff]")
 _BREAK = re.compile(r"<br\s*/?>|\r\n?", re.IGNORECASE)
 _TAG = re.compile(r"</?(?:pre|code|p|td|tr|table|span|div)\b[^<>]{0,200}>", re.IGNORECASE)
 _ENTITY = re.compile(r"&(?:nbsp|lt|gt|amp|#\d{1,6});")

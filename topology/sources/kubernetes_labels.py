@@ -66,6 +66,7 @@ KNOWN_PREFIXES = (
     "oci.oraclecloud.com/",
     "backend.coreweave.cloud/",
     "cloud.google.com/g",
+    "hami.io/",
     "kubernetes.io/hostname",
 )
 

@@ -6,16 +6,24 @@ published anew under a higher generation; only the newest counts.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from parctl.topology.document import mapping, mappings, text_of, whole_number
 from parctl.topology.model import Device, Nic
+from parctl.topology.pci import pci_address
 from parctl.topology.products import find_product
 from parctl.topology.sources.quantity import parse_quantity
 
 SOURCE = "k8s-slice"
 PCIE_ROOT = "resource.kubernetes.io/pcieRoot"
+PCI_KEYS = (
+    "resource.kubernetes.io/pciBusID",
+    "pciBusID",
+    "pcieBusID",
+    "pciAddr",
+    "parentPciAddr",
+)
 MAX_INDEX = 4096
 MAX_DEVICES = 1024  # of one node
 
@@ -119,7 +127,7 @@ def _add_devices(
         gpus.sort(key=lambda gpu: gpu[1] or 0)
     for position, (_, index, device, root) in enumerate(gpus):
         number = index if numbered and index is not None else position
-        found.devices.append(_with_index(device, number))
+        found.devices.append(replace(device, index=number))
         found.device_roots.append(root)
 
 
@@ -127,13 +135,11 @@ def _attributes(content: Mapping[str, Any]) -> dict[str, str]:
     """Values as text by name, and by name without the driver's domain."""
     result: dict[str, str] = {}
     for key, value in mapping(content, "attributes").items():
-        if not isinstance(key, str):
-            continue
         for scalar in mapping(value).values():
             text = str(scalar).lower() if isinstance(scalar, bool) else text_of(scalar)
             if text is not None:
-                result[key] = text
-                result.setdefault(key.rpartition("/")[2], text)
+                result[str(key)] = text
+                result.setdefault(str(key).rpartition("/")[2], text)
     return result
 
 
@@ -153,40 +159,47 @@ def _is_gpu(attributes: Mapping[str, str], driver: str) -> bool:
 
 
 def _gpu(attributes: Mapping[str, str], capacity: Mapping[str, Any], entry: Any) -> Device:
+    is_mig = attributes.get("type") == "mig" or "parentUUID" in attributes
+    is_part = is_mig or attributes.get("type") == "amdgpu-partition"
     profile = attributes.get("profile") or attributes.get("partitionProfile")
-    sliced = attributes.get("type") in ("mig", "amdgpu-partition") or "parentUUID" in attributes
-    facts = {
-        "product": _product(attributes.get("productName"), profile if sliced else None),
-        "uuid": attributes.get("uuid"),
-        "pci": pci_address(
-            attributes.get("resource.kubernetes.io/pciBusID")
-            or attributes.get("pciBusID")
-            or attributes.get("pcieBusID")
-            or attributes.get("pciAddr")
-            or attributes.get("parentPciAddr")
-        ),
-        "memory_bytes": parse_quantity(mapping(capacity, "memory").get("value")),
-        "numa": whole_number(
-            attributes.get("numaNode") or attributes.get("numa"), most=MAX_INDEX
-        ),
-        "mig": sliced if "type" in attributes or sliced else None,
-    }
     faults = tuple(
         f"tainted by its driver: {text_of(taint.get('key')) or '?'}"
         for taint in mappings(entry.get("taints"))
         if taint.get("effect") in ("NoSchedule", "NoExecute")
     )
-    sources = {key: SOURCE for key, value in facts.items() if value is not None}
-    if faults:
-        sources["faults"] = SOURCE
-    return Device(
+    device = Device(
         index=0,
-        product=facts["product"],
-        uuid=facts["uuid"],
-        memory_bytes=facts["memory_bytes"],
-        numa=facts["numa"],
-        pci=facts["pci"],
-        mig=facts["mig"],
+        product=_product(attributes.get("productName"), profile if is_part else None),
+        uuid=attributes.get("uuid"),
+        memory_bytes=parse_quantity(mapping(capacity, "memory").get("value")),
+        numa=whole_number(attributes.get("numaNode") or attributes.get("numa"), most=MAX_INDEX),
+        pci=pci_address(next((attributes[key] for key in PCI_KEYS if key in attributes), None)),
+        mig=True if is_mig else False if attributes.get("type") == "gpu" else None,
         faults=faults,
-        sources=sources,
     )
+    facts = ("product", "uuid", "memory_bytes", "numa", "pci", "mig", "faults")
+    known = [fact for fact in facts if getattr(device, fact) not in (None, ())]
+    return replace(device, sources=dict.fromkeys(known, SOURCE))
+
+
+def _nic(attributes: Mapping[str, str], name: str) -> Nic:
+    speed = whole_number(attributes.get("linkSpeed") or attributes.get("speed"), most=10**7)
+    nic = Nic(
+        name=attributes.get("rdmaDevName") or attributes.get("ifName") or name,
+        speed_gbit_s=speed / 1000 if speed else None,  # Mbit/s, as ethtool has it
+        numa=whole_number(attributes.get("numaNode") or attributes.get("numa"), most=MAX_INDEX),
+        pci=pci_address(attributes.get("pciAddress") or attributes.get("pciBusID")),
+        rail=None,
+    )
+    known = [f for f in ("name", "speed_gbit_s", "numa", "pci") if getattr(nic, f) is not None]
+    return replace(nic, sources=dict.fromkeys(known, SOURCE))
+
+
+def _product(name: str | None, part: str | None) -> str | None:
+    """Key of the product; a slice is no whole device, so it keeps the vendor's words."""
+    if name is None:
+        return part
+    if part is not None:
+        return f"{name} {part}"
+    found = find_product(name)
+    return found.key if found else name

@@ -14,14 +14,14 @@ link, so rows that were cut are completed from the others, and what no row tells
 between GPUs; neither does `topo -p2p`.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from parctl.errors import UsageError
-from parctl.topology.model import Device, Hardware, Nic, Topology
+from parctl.topology.model import Device, Hardware, Nic, Node, Topology
+from parctl.topology.names import few
+from parctl.topology.order import in_natural_order
 from parctl.topology.sources.capture import (
-    MAX_DEVICES,
     UNKNOWN,
     Matrix,
     device_list,
@@ -30,18 +30,26 @@ from parctl.topology.sources.capture import (
     missing_facts,
     one_node,
     plain_lines,
-    too_many,
     unknown_matrix,
 )
-from parctl.topology.sources.smi_affinity import NOTHING, Affinity, numa_by_cpus, read_affinity
+from parctl.topology.sources.smi_affinity import (
+    NOTHING,
+    Affinity,
+    like_others,
+    numa_by_cpus,
+    read_affinity,
+)
+from parctl.topology.sources.smi_columns import read_columns
 from parctl.topology.sources.smi_list import list_gpus, listed_facts, listed_warnings
 from parctl.topology.sources.smi_table import (
+    CPU,
     NUMA,
     Row,
     Table,
     gpu_number,
     has_rows,
     is_gpu,
+    is_p2p,
     read_tables,
 )
 
@@ -75,7 +83,9 @@ def read_text(text: str, name: str) -> Topology:
         chosen.setdefault(table.host, table)
     listed = list_gpus(lines, name)
     readings = [_Reading(table, name) for table in chosen.values()]
-    nodes, warnings, unknown = [], [], []
+    nodes: list[Node] = []
+    warnings: list[str] = []
+    unknown: list[str] = []
     for reading in readings:
         hardware = reading.hardware
         if listed and len(chosen) == 1:
@@ -88,14 +98,16 @@ def read_text(text: str, name: str) -> Topology:
         warnings += [of + text for text in reading.warnings]
         node_name = reading.table.host
         nodes += one_node(hardware, name, source=SOURCE, node_name=node_name).nodes
-    spare = [table.line for table in tables if table not in chosen.values()]
+    read = {id(table) for table in chosen.values()}
+    spare = [table.line for table in tables if id(table) not in read]
     if spare:
-        warnings.append(f"the tables at lines {_joined(spare)} are not read, one per machine is")
+        shown = few([str(line) for line in spare], 8)
+        warnings.append(f"one table per machine is read, not those at lines {shown}")
     return Topology(
         name=name,
         source=f"{SOURCE} {name}",
         tiers=(),
-        nodes=tuple(nodes),
+        nodes=in_natural_order(nodes),
         warnings=tuple(dict.fromkeys(warnings)),
         unknown=tuple(unknown),
     )
@@ -108,10 +120,9 @@ class _Reading:
         self.table = table
         self.name = name
         self.warnings: list[str] = []
-        self.gpus, self.nics, self.nics_named = self._labels()
-        if len(self.gpus) + len(self.nics) > MAX_DEVICES:
-            raise too_many(name, table.line, len(self.gpus) + len(self.nics))
-        self.columns = [*self.gpus, *self.nics]
+        self.columns = read_columns(table, name)
+        self.gpus, self.nics = self.columns.gpus, self.columns.nics
+        self.labels = self.columns.labels
         self.cut = [row for row in table.rows.values() if self._is_cut(row)]
         self.matrix, self.nic_matrix = self._links()
         self.numa_source = SOURCE
@@ -128,78 +139,46 @@ class _Reading:
             yield f"rows of {device_list(lost)}: not in the text"
         lost_nics = [label for label in self.nics if label not in self.table.rows]
         if lost_nics and self.table.header is not None and self.table.kind == "matrix":
-            yield f"rows of {_joined(lost_nics)}: not in the text"
+            yield f"rows of {few(lost_nics)}: not in the text"
         for row in self.cut:
             yield f"row of {row.label}: cut off at line {row.line}"
         if self.table.header is None:
             yield "names of the columns: the header is not in the text"
             if lost or self.cut:
                 yield f"number of GPUs: at least {len(self.gpus)}, by the rows that are there"
-        if not self.nics_named:
-            yield "names of the NICs"
+        if self.columns.num_unnamed:
+            yield f"names of {self.columns.num_unnamed} NICs"
+        if self.columns.num_unknown:
+            yield f"kind of {self.columns.num_unknown} columns, GPUs or NICs: no row tells"
         if self.table.kind == "matrix":
-            yield "NVLink domain beyond this machine: `topo -m` does not show it"
+            yield "NVLink domains beyond this machine: `topo -m` does not show them"
         if self.nics:
             yield "speed and rail of the NICs"
-
-    def _labels(self) -> tuple[list[str], list[str], bool]:
-        """Labels of GPU and NIC columns, and whether all of those names were in the text."""
-        table = self.table
-        gpus = [label for label in table.columns if is_gpu(label)]
-        nics = [label for label in table.columns if not is_gpu(label)]
-        whole = [row for row in table.rows.values() if not self._touches_end(row)]
-        widths = {len(row.cells) for row in whole if is_gpu(row.label)}
-        width = max(widths, default=0)
-        if table.header is None:
-            gpus = self._gpus_without_header(max(map(len, (r.cells for r in table.rows.values()))))
-            nics = [label for label in table.rows if not is_gpu(label)]
-        named = True
-        if len(widths) == 1 and width > len(gpus) + len(nics):
-            taken = {*gpus, *nics}
-            named = False
-            extra = (f"NIC{i}" for i in range(2 * MAX_DEVICES))
-            free = (label for label in extra if label not in taken)
-            nics += [next(free) for _ in range(min(width - len(taken), MAX_DEVICES))]
-        return gpus, nics, named
-
-    def _gpus_without_header(self, width: int) -> list[str]:
-        last = max(gpu_number(label) for label in self.table.rows if is_gpu(label))
-        for row in self.table.rows.values():
-            if is_gpu(row.label):
-                nvlinks = [i for i, code in enumerate(row.cells) if code.startswith("NV")]
-                last = max(last, *nvlinks, 0)
-        if last + 1 > max(width, 1):
-            raise UsageError(
-                f"{self.name}:{self.table.line}: rows up to GPU{last}, but {width} columns and no "
-                "header",
-                hint="paste the output of `nvidia-smi topo -m` with its first line",
-            )
-        return [f"GPU{i}" for i in range(last + 1)]
-
-    def _touches_end(self, row: Row) -> bool:
-        return row.at_end
 
     def _is_cut(self, row: Row) -> bool:
         """Whether the text ends inside this row."""
         if not row.at_end:
             return False
-        missing = [label for label in self.columns if label not in self.table.rows]
-        return bool(missing) or len(row.cells) < len(self.columns)
+        if self.table.header is None or len(row.cells) < len(self.labels):
+            return True
+        if any(label not in self.table.rows for label in self.labels):
+            return True
+        return is_gpu(row.label) and len(row.words) < len(self.table.affinities)
 
     def _links(self) -> tuple[Matrix, Matrix]:
         num_gpus = len(self.gpus)
-        matrix = unknown_matrix(len(self.columns))
-        for position, label in enumerate(self.columns):
+        matrix = unknown_matrix(len(self.labels))
+        for position, label in enumerate(self.labels):
             row = self.table.rows.get(label)
             if row is not None:
                 cells = self._believed(row, position)
                 matrix[position][: len(cells)] = cells
                 matrix[position][position] = "X"
-        strangers = [label for label in self.table.rows if label not in self.columns]
+        strangers = [label for label in self.table.rows if label not in self.labels]
         if strangers:
-            self.warnings.append(f"rows of {_joined(strangers)}: no such column, not read")
+            self.warnings.append(f"rows of {few(strangers)}: no such column, not read")
         for i, j in mirror(matrix):
-            a, b = self.columns[i], self.columns[j]
+            a, b = self.labels[i], self.labels[j]
             self.warnings.append(
                 f"{a} and {b} disagree about their link: {matrix[i][j]} and {matrix[j][i]}"
             )
@@ -211,26 +190,26 @@ class _Reading:
 
     def _believed(self, row: Row, position: int) -> list[str]:
         """Return the cells of a row from the left, as far as they stand in their columns."""
-        cells = list(row.cells)
-        if not row.words and row.open_end and (row in self.cut or len(cells) < len(self.columns)):
+        cells, words = list(row.cells), list(row.words)
+        width = len(self.labels) + self.columns.num_unknown
+        if row in self.cut and words:
+            del words[-1:]  # `SY` was on its way to `SYS`
+        elif not words and row.open_end and (row in self.cut or len(cells) < width):
             del cells[-1:]  # `NV1` may have been `NV18`
         misplaced = [i for i, code in enumerate(cells) if code == "X" and i != position]
         shifted = bool(misplaced) or (len(cells) > position and cells[position] != "X")
-        if shifted or len(cells) > len(self.columns):
+        if shifted or len(cells) > width:
             self.warnings.append(
                 f"row of {row.label} (line {row.line}): cells are not below their columns, not read"
             )
             return []
-        if row.words and len(cells) < len(self.columns):
+        if words and len(cells) < width:
             self.warnings.append(
-                f"row of {row.label} (line {row.line}): {len(cells)} cells for "
-                f"{len(self.columns)} columns, read up to its own"
+                f"row of {row.label} (line {row.line}): {len(cells)} cells for {width} columns, "
+                "read up to its own"
             )
-            return cells[: position + 1]
-        return [code if code in "X" or self._is_link(code) else UNKNOWN for code in cells]
-
-    def _is_link(self, code: str) -> bool:
-        return code not in ("OK", "CNS", "GNS", "TNS", "NS", "DR", "U")
+            cells = cells[: position + 1]
+        return [UNKNOWN if is_p2p(code) else code for code in cells[: len(self.labels)]]
 
     def _affinities(self) -> list[Affinity]:
         rows = [self.table.rows.get(label) for label in self.gpus]
@@ -239,6 +218,8 @@ class _Reading:
             NOTHING if row is None else read_affinity(row, columns, cut=row in self.cut)
             for row in rows
         ]
+        if columns == (CPU,) and rows[-1] is not None and rows[-1].at_end:
+            found[-1] = like_others(found[-1], found[:-1])
         self.numa = [affinity.numa_node for affinity in found]
         blind = [i for i, affinity in enumerate(found) if affinity.is_blind]
         if blind:
@@ -282,7 +263,7 @@ class _Reading:
                     numa=None,
                     pci=None,
                     rail=None,
-                    sources={"name": SOURCE} if self.nics_named else {},
+                    sources={"name": SOURCE} if label in self.table.columns else {},
                 )
                 for label in self.nics
             ),
@@ -291,13 +272,3 @@ class _Reading:
             memory_bytes=None,
             sources={"matrix": SOURCE, **({"nics": SOURCE} if self.nics else {})},
         )
-
-
-def _joined(values: Sequence[object], most: int = 8) -> str:
-    shown = ", ".join(str(value) for value in values[:most])
-    return f"{shown} and {len(values) - most} more" if len(values) > most else shown
-
-
-def is_whole(topology: Topology) -> bool:
-    """Whether nothing of the table was cut off."""
-    return not any(re.search(r"not in the text|cut off", text) for text in topology.unknown)

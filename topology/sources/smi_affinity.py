@@ -41,7 +41,7 @@ def read_affinity(row: Row, columns: Sequence[str] | None, *, cut: bool) -> Affi
     """
     cells = _cells(row, columns)
     if cut and row.words:
-        last = row.words[-1]
+        last = row.words[-1]  # of `0-47` a `0-4` may be left
         for column in (NUMA, CPU):
             if cells.get(column) == last:
                 del cells[column]
@@ -67,7 +67,21 @@ def _cells(row: Row, columns: Sequence[str] | None) -> dict[str, str]:
 
 
 def _list(cell: str | None) -> str | None:
-    return cell if cell is not None and _LIST.fullmatch(cell) else None
+    if cell is None or not _LIST.fullmatch(cell):
+        return None
+    ranges = [part.split("-") for part in cell.split(",")]
+    return cell if all(int(first[0]) <= int(first[-1]) for first in ranges) else None
+
+
+def like_others(last: Affinity, others: Sequence[Affinity]) -> Affinity:
+    """Return the last affinity of a text, or nothing when it may be cut: `6-1` of `6-11`.
+
+    Sockets are alike, so a list is believed that has as many CPUs as another.
+    """
+    if last.cpus is None:
+        return last
+    sizes = {len(set(_cpus(other.cpus))) for other in others if other.cpus is not None}
+    return last if len(set(_cpus(last.cpus))) in sizes else NOTHING
 
 
 def numa_by_cpus(affinities: Sequence[Affinity]) -> list[int] | None:

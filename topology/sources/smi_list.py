@@ -24,7 +24,10 @@ from parctl.topology.sources.capture import (
     unknown_matrix,
 )
 
-_GPU = re.compile(r"(?<!\S)GPU (\d{1,4}): (\S[^()\n]{0,80}?)\s*(?:\(UUID: ?([^)\s]{0,80})(\)?)|$)")
+_GPU = re.compile(
+    r"(?<!\S)GPU (\d{1,4}(?:,\d{1,4}){0,63}): (\S[^()\n]{0,80}?)\s*"
+    r"(?:\(UUID: ?([^)\s]{0,80})(\)?)|$)"
+)
 _UUID = re.compile(r"(?:GPU-)?[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _MIG = re.compile(r"\bMIG\s+(\S{1,20})\s+Device\s+(\d{1,2}):")
 _LINK = re.compile(r"\bLink (\d{1,2}): (?:([\d.]{1,9}) GB/s|<inactive>|(inactive|disabled))", re.I)
@@ -66,7 +69,7 @@ def read_text(text: str, name: str) -> Topology:
                 numa=None,
                 pci=None,
                 sources=dict.fromkeys(listed_facts(gpu), source),
-                **listed_facts(gpu),
+                **{"uuid": None, **listed_facts(gpu)},
             )
             for gpu in gpus
         ),
@@ -92,16 +95,16 @@ def list_gpus(lines: Sequence[str], name: str) -> dict[int, Listed]:
     current: Listed | None = None
     for number, line in enumerate(lines, 1):
         if match := _GPU.search(line):
-            index = int(match[1])
             whole = match[3] is not None and match[4] and _UUID.fullmatch(match[3])
-            current = gpus.setdefault(
-                index,
-                Listed(
-                    index=index,
-                    product=product_of(match[2]),
-                    uuid=match[3] if whole else None,
-                ),
-            )
+            for index in map(int, match[1].split(",")):  # reports write `GPU 0,1: NAME`
+                current = gpus.setdefault(
+                    index,
+                    Listed(
+                        index=index,
+                        product=product_of(match[2]),
+                        uuid=match[3] if whole else None,
+                    ),
+                )
             if len(gpus) > MAX_DEVICES:
                 raise too_many(name, number, len(gpus))
         elif current is None:
@@ -116,7 +119,9 @@ def list_gpus(lines: Sequence[str], name: str) -> dict[int, Listed]:
 
 def listed_facts(gpu: Listed) -> dict[str, Any]:
     """Fields of a Device that the listing tells."""
-    facts: dict[str, Any] = {"product": gpu.product, "uuid": gpu.uuid}
+    facts: dict[str, Any] = {"product": gpu.product}
+    if gpu.uuid is not None:
+        facts["uuid"] = gpu.uuid
     if gpu.slices:
         facts["mig"] = True
     return facts

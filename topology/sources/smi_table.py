@@ -18,6 +18,7 @@ from parctl.errors import UsageError
 from parctl.topology.sources.capture import MAX_DEVICES, too_many
 
 TAB = 8
+MAX_WRAPPED = 8192  # characters of a header or row that is put together from several lines
 CPU, NUMA, GPU_NUMA = "cpu", "numa", "gpu_numa"
 Kind = Literal["matrix", "pcie", "p2p"]
 
@@ -25,20 +26,19 @@ _LINK = r"NV\d{1,3}|PIX|PXB|PHB|NODE|SYS|SOC|X"
 _P2P = r"OK|CNS|GNS|TNS|NS|DR|U"
 _CODES = re.compile(rf"(?:{_LINK})+|{_P2P}")
 _CODE = re.compile(rf"{_LINK}|{_P2P}")
-_LINK_ONLY = re.compile(r"NV\d+|PIX|PXB|PHB|NODE|SYS|SOC")
 _JOINED_TAIL = re.compile(r"((?:PIX|PXB|PHB|NODE|SYS|SOC|X)+)(\d[\d,-]*)")
-_LABEL = r"[A-Za-z][\w.-]{0,40}\d"
+_LABEL = r"[A-Za-z][\w.-]{0,40}[0-9]"
 _ROW = re.compile(rf"(?<!\S)({_LABEL})[ \t]+(?=(?:{_LINK}|{_P2P})(?:\s|$|{_LINK}))")
-_GPU = re.compile(r"GPU(\d{1,4})")
+_GPU = re.compile(r"GPU(0|[1-9][0-9]{0,3})(?![0-9])")
 _COLUMN = re.compile(rf"GPU\d{{1,4}}|NIC\d{{1,4}}|mlx\d_(?:bond_)?\d{{1,3}}|{_LABEL}")
 _COLUMNS = re.compile(rf"(?:GPU\d{{1,4}}|NIC\d{{1,4}}|mlx\d_(?:bond_)?\d{{1,3}})+|{_LABEL}")
 _AFFINITIES = re.compile(r"(?<=[\w\s])(?:CPU|NUMA)\b|GPU[ \t]+NUMA")
-_NOISE = re.compile(r"\s*(?:\S.*[:>\])|]|[>|#*\s-]*|\d[\d:TZ.+-]*)\s*")
-_HOST = re.compile(r"\s*([A-Za-z0-9][\w.-]*):\s*")
-_NIC_LEGEND = re.compile(r"\s*(NIC\d{1,4}):\s*([\w.-]+)\s*$")
+_NOISE = re.compile(r".*[:>\])|#]|[>|#*\s-]*|\d[\d:TZ.+-]*")
+_HOST = re.compile(r"([A-Za-z0-9][\w.-]{0,80}):(?=\s|$)")
+_NIC_LEGEND = re.compile(r"(NIC\d{1,4}):\s*([\w.-]+)")
 _COMMAND = re.compile(r"topo\s+(-\S+|--[\w-]+)")
-_WRAPPED_HEADER = re.compile(rf"\s*(?:(?:{_LABEL}|[A-Za-z]{{1,9}}|\d{{1,2}})\s*)+")
-_WRAPPED_ROW = re.compile(r"\s*(?:[A-Z]{1,4}\d{0,2}|[\d,-]+|N?/?A)(?:\s+(?:[A-Z\d]+|[\d,-]+|N/A))*\s*")
+_HEADER_WORD = re.compile(rf"{_LABEL}|[A-Za-z]{{1,9}}|[0-9]{{1,2}}")
+_ROW_WORD = re.compile(r"[A-Z]{1,4}[0-9]{0,2}|[A-Z0-9]{1,24}|[0-9,-]+|N?/?A")
 _COMMENT = re.compile(r"\s(?:#|//|<)")
 
 
@@ -68,7 +68,7 @@ class Table:
     @property
     def kind(self) -> Kind:
         codes = {code for row in self.rows.values() for code in row.cells if code != "X"}
-        if codes and not any(_LINK_ONLY.fullmatch(code) for code in codes):
+        if codes and all(map(is_p2p, codes)):
             return "p2p"
         if self.command is not None and self.command.startswith(("-mp", "--matrix_pci")):
             return "pcie"
@@ -77,6 +77,11 @@ class Table:
 
 def is_gpu(label: str) -> bool:
     return _GPU.fullmatch(label) is not None
+
+
+def is_p2p(code: str) -> bool:
+    """Whether a cell says what `topo -p2p` says: that peers may or may not reach each other."""
+    return re.fullmatch(_P2P, code) is not None
 
 
 def gpu_number(label: str) -> int:
@@ -92,57 +97,72 @@ def has_rows(line: str) -> bool:
 def read_tables(lines: Sequence[str], name: str) -> list[Table]:
     """Find every table in a capture, in the order of their first lines."""
     tables: list[Table] = []
-    current: dict[str | None, Table] = {}
+    current: dict[str | None, Table] = {}  # by host
     command: str | None = None
-    last: Row | Table | None = None
+    host: str | None = None
+    header: Table | None = None  # of the line before, which this one may continue
+    row: Row | None = None  # likewise
     for number, raw in enumerate(lines, 1):
         line = raw.replace("|", " ") if "|" in raw else raw
-        if not line.strip():
-            continue
-        at_end = number == len(lines) and not line[-1].isspace()
-        match = _ROW.search(line)
-        if match is not None:
+        at_end = number == len(lines) and not line[-1:].isspace()
+        if match := _ROW.search(line):
             host = _host(line[: match.start()])
             table = current.get(host)
             if table is None or match[1] in table.rows:
                 table = current[host] = Table(host=host, line=number, header=None, command=command)
                 tables.append(table)
-            last = table.rows[match[1]] = _row(match[1], number, line[match.start() :], at_end)
-        elif (header := _header(line)) is not None:
-            host, text = header
-            if isinstance(last, Table) and last.header and not text.startswith("GPU0"):
-                _set_header(last, last.header + text, name, number)
+            row = table.rows[match[1]] = _row(match[1], number, line[match.start() :], at_end)
+            header = None
+        elif found := _header(line):
+            if (
+                header is not None
+                and not found[1].startswith("GPU0")
+                and _goes_on(header, found[1])
+            ):
+                _set_header(header, (header.header or "") + found[1], name, number)
                 continue
-            last = current[host] = Table(host=host, line=number, header=None, command=command)
-            _set_header(last, text, name, number)
-            tables.append(last)
-        elif isinstance(last, Table) and last.header and _WRAPPED_HEADER.fullmatch(line):
-            _set_header(last, last.header + line, name, number)
-        elif isinstance(last, Row) and _WRAPPED_ROW.fullmatch(line) and _lacks(last, current):
-            joined = _row(last.label, last.line, last.text + line, at_end)
-            for table in current.values():
-                if table.rows.get(last.label) is last:
-                    table.rows[last.label] = joined
-            last = joined
+            host = found[0]
+            header = current[host] = Table(host=host, line=number, header=None, command=command)
+            _set_header(header, found[1], name, number)
+            tables.append(header)
+            row = None
+        elif header is not None and _goes_on(header, line):
+            _set_header(header, (header.header or "") + line, name, number)
+        elif row is not None and _continues(row, line, current[host]):
+            row = _row(row.label, row.line, row.text + line, at_end)
+            current[host].rows[row.label] = row
         else:
-            last = None
-            if found := _COMMAND.search(line):
-                command = found[1]
-            if found := _NIC_LEGEND.match(line):
-                for table in current.values():
-                    table.nic_names.setdefault(found[1], found[2])
+            header = row = None
+            if named := _COMMAND.search(line):
+                command = named[1]
+            _read_legend(line, current)
     return [table for table in tables if any(is_gpu(label) for label in table.rows)]
 
 
+def _read_legend(line: str, tables: dict[str | None, Table]) -> None:
+    """Read `NIC0: mlx5_0`, for the table of its host."""
+    prefix = _HOST.match(line)
+    host = None
+    if prefix is not None and re.fullmatch(r"NIC\d{1,4}", prefix[1]) is None:
+        host, line = prefix[1], line[prefix.end() :]
+    legend = _NIC_LEGEND.fullmatch(line.strip())
+    if legend is not None and host in tables:
+        tables[host].nic_names.setdefault(legend[1], legend[2])
+
+
 def _host(prefix: str) -> str | None:
-    match = _HOST.fullmatch(prefix)
+    match = _HOST.fullmatch(prefix.strip())
     return match[1] if match else None
+
+
+def _only(word: re.Pattern[str], line: str) -> bool:
+    return all(word.fullmatch(part) for part in line.split())
 
 
 def _header(line: str) -> tuple[str | None, str] | None:
     """(host, text from the first label on) when the line can be a header."""
     match = _GPU.search(line)
-    if match is None or not _NOISE.fullmatch(line[: match.start()]):
+    if match is None or not _NOISE.fullmatch(line[: match.start()].strip()):
         return None
     text = line[match.start() :]
     labels, affinities = _split_header(text)
@@ -188,14 +208,23 @@ def _affinity_columns(text: str) -> Iterator[str]:
         yield GPU_NUMA
 
 
-def _lacks(row: Row, tables: dict[str | None, Table]) -> bool:
-    """Whether the row may go on in the next line: cells or affinities are missing."""
-    for table in tables.values():
-        if table.rows.get(row.label) is row:
-            if len(row.cells) < len(table.columns):
-                return True
-            return is_gpu(row.label) and len(row.words) < len(table.affinities)
-    return False
+def _goes_on(table: Table, line: str) -> bool:
+    """Whether a line is the rest of a header that a terminal broke."""
+    if not line.strip() or len(table.header or "") + len(line) > MAX_WRAPPED:
+        return False
+    return _only(_HEADER_WORD, line)
+
+
+def _continues(row: Row, line: str, table: Table) -> bool:
+    """Whether a line is the rest of a row that a terminal broke: it has what the row lacks."""
+    first = line.split()[0] if line.strip() else ""
+    if not first or first in table.columns or _GPU.match(first) or not _only(_ROW_WORD, line):
+        return False
+    if len(row.text) + len(line) > MAX_WRAPPED:
+        return False
+    if len(row.cells) < len(table.columns):
+        return True
+    return is_gpu(row.label) and len(row.words) < len(table.affinities)
 
 
 def _row(label: str, line: int, text: str, at_end: bool) -> Row:

@@ -1,0 +1,104 @@
+"""A live Kubernetes cluster: an API server's answers over HTTP, through the real client."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.topology.sources.answering import answering
+
+from parctl.errors import BackendError, UsageError
+from parctl.topology.discover import discover
+
+
+def node(name: str) -> dict[str, Any]:
+    return {
+        "metadata": {"name": name, "labels": {"my/rack": "r1"}},
+        "status": {"allocatable": {"nvidia.com/gpu": "2"}},
+    }
+
+
+def use_config(path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "lab",
+        "clusters": [{"name": "c", "cluster": {"server": address}}],
+        "users": [{"name": "u", "user": {"token": "secret"}}],
+        "contexts": [{"name": "lab", "context": {"cluster": "c", "user": "u"}}],
+    }
+    path.write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("KUBECONFIG", str(path))
+
+
+def test_all_pages_slices_and_levels_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("kubernetes", reason="the package `kubernetes` is not installed")
+    slices = {
+        "spec": {
+            "driver": "gpu.nvidia.com",
+            "nodeName": "n1",
+            "devices": [
+                {"name": f"gpu-{i}", "basic": {"attributes": {"uuid": {"string": f"GPU-{i}"}}}}
+                for i in range(2)
+            ],
+        }
+    }
+    levels = {"spec": {"levels": [{"nodeLabel": "my/rack"}]}}
+    answers = {
+        "/api/v1/nodes?limit=500": {"items": [node("n1")], "metadata": {"continue": "p2"}},
+        "/api/v1/nodes?continue=p2&limit=500": {"items": [node("n2")], "metadata": {}},
+        "/apis/resource.k8s.io/v1beta1/resourceslices": {"items": [slices]},
+        "/apis/kueue.x-k8s.io/v1beta1/topologies": {"items": [levels]},
+    }
+    with answering(answers) as (address, asked):
+        use_config(tmp_path / "config", address, monkeypatch)
+        topology = discover("kubernetes:lab")
+
+    assert [found.name for found in topology.nodes] == ["n1", "n2"]
+    assert [device.uuid for device in topology.nodes[0].hardware.devices] == ["GPU-0", "GPU-1"]
+    assert topology.nodes[1].tiers == ("r1",)
+    assert topology.source == f"k8s {address}"
+    assert {header for _, header in asked} == {"Bearer secret"}
+
+
+def test_what_may_not_be_listed_is_unknown_and_nodes_are_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("kubernetes", reason="the package `kubernetes` is not installed")
+    answers: dict[str, Any] = {
+        "/api/v1/nodes": {"items": [node("n1")]},
+        "/apis/resource.k8s.io/v1/resourceslices": 403,
+    }
+    with answering(answers) as (address, _):
+        use_config(tmp_path / "config", address, monkeypatch)
+        assert discover("k8s").unknown[0].startswith("resourceslices: Kubernetes answers 403")
+        answers["/api/v1/nodes"] = 403
+        with pytest.raises(BackendError, match="answers 403 Forbidden when asked for nodes"):
+            discover("kubernetes")
+
+
+def test_a_server_that_is_gone_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("kubernetes", reason="the package `kubernetes` is not installed")
+    with answering({}) as (address, _):
+        use_config(tmp_path / "config", address, monkeypatch)
+    with pytest.raises(BackendError, match="does not answer"):
+        discover("kubernetes")
+
+
+def test_an_unknown_context_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("kubernetes", reason="the package `kubernetes` is not installed")
+    use_config(tmp_path / "config", "http://127.0.0.1:1", monkeypatch)
+    with pytest.raises(UsageError, match="no Kubernetes cluster"):
+        discover("kubernetes:nowhere")
+
+
+def test_without_the_client_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "kubernetes.config", None)
+    with pytest.raises(UsageError) as error:
+        discover("kubernetes")
+
+    assert error.value.message == "the Kubernetes client is not installed"
+    assert "parctl[kubernetes]" in (error.value.hint or "")

@@ -1,0 +1,236 @@
+"""Kubernetes objects as a cluster: Nodes, ResourceSlices and Kueue's Topology, YAML or JSON.
+
+What `kubectl get nodes,resourceslices,topologies.kueue.x-k8s.io -o json` prints, a file of objects,
+or only the labels of one node. The same objects come live through `kubernetes_live`. Who is
+believed, fact by fact::
+
+    how many GPUs     status.allocatable > ResourceSlices > vendor's annotation > labels
+    what they are     ResourceSlices > vendor's annotation > labels
+    NVLink domain     see `kubernetes_labels`
+    fabric tiers      Kueue Topology > topograph > cloud labels > region, zone
+
+Kubernetes does not know how the GPUs of a node are joined: those links stay unknown.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+from parctl.errors import UsageError
+from parctl.topology.document import mapping, mappings, read_documents, text_of
+from parctl.topology.model import Node, Topology
+from parctl.topology.names import few
+from parctl.topology.order import natural_key
+from parctl.topology.sources.kubernetes_labels import (
+    KNOWN_PREFIXES,
+    label,
+    looks_like_labels,
+    nvlink_domain,
+    tier_labels,
+)
+from parctl.topology.sources.kubernetes_node import NodeFacts, gather, hardware_of
+from parctl.topology.sources.kubernetes_slices import read_slices
+
+LABEL = "k8s-label"
+KUEUE = "kueue"
+
+_OBJECT = re.compile(r'(?m)^[\s\-{,\["]*apiVersion"?\s*:')
+_LABEL_LINE = re.compile(
+    r'(?m)^[\s{,"]*(?:' + "|".join(map(re.escape, KNOWN_PREFIXES)) + r')[\w./-]*"?\s*:'
+)
+
+
+@dataclass(slots=True)
+class Objects:
+    """What was found in the texts, by kind."""
+
+    nodes: list[Mapping[str, Any]] = field(default_factory=list)
+    slices: list[Mapping[str, Any]] = field(default_factory=list)
+    kueue: list[Mapping[str, Any]] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)  # sentences
+
+
+def looks_like(text: str) -> bool:
+    """Whether the text holds Kubernetes objects, or labels of a node."""
+    return bool(_OBJECT.search(text) or '"apiVersion"' in text or _LABEL_LINE.search(text))
+
+
+def read_text(text: str, name: str) -> Topology:
+    """Read one text. Raises UsageError when there is nothing about nodes in it."""
+    return read_texts([(text, name)])
+
+
+def read_texts(texts: Sequence[tuple[str, str]]) -> Topology:
+    """Read several texts as one cluster: nodes may be in one, slices and Kueue in others."""
+    objects = Objects()
+    names = [name for _, name in texts]
+    for text, name in texts:
+        documents = read_documents(text, name)
+        if documents.cut:
+            objects.cut.append(documents.cut)
+        for value in documents.values:
+            _sort(value, objects, name)
+    if not (objects.nodes or objects.slices or objects.kueue):
+        raise UsageError(
+            f"{', '.join(names)}: Kubernetes objects, but no Node, ResourceSlice or Kueue Topology",
+            hint="`kubectl get nodes,resourceslices -o json > FILE` writes what is needed",
+        )
+    return build(objects, name=" + ".join(names), source=f"k8s {' + '.join(names)}")
+
+
+def build(objects: Objects, *, name: str, source: str) -> Topology:
+    """Make the topology of these objects."""
+    found = read_slices(objects.slices)
+    facts = [gather(node, found) for node in _unique(objects.nodes)]
+    known = {fact.name for fact in facts}
+    facts += [gather(_bare(node), found) for node in found if node not in known]
+    facts.sort(key=lambda fact: natural_key(fact.name))
+    facts, left_out = _workers(facts)
+    levels = [_levels(item) for item in objects.kueue]
+    tiers = tier_labels([fact.labels for fact in facts], [level for level in levels if level])
+    from_kueue = tiers and tuple(reversed(tiers)) in levels
+    shared: dict[object, Any] = {}
+    nodes = []
+    for fact in facts:
+        domain = nvlink_domain(fact.labels, product=fact.product)
+        values = tuple(_tier_value(fact, key) for key in tiers)
+        hardware = hardware_of(fact)
+        nodes.append(
+            Node(
+                name=fact.name,
+                hardware=shared.setdefault(_signature(hardware), hardware),
+                domain=domain[0] if domain else None,
+                tiers=values,
+                sources=({"domain": f"{LABEL} {domain[1]}"} if domain else {})
+                | ({"tiers": KUEUE if from_kueue else LABEL} if any(tiers) else {}),
+            )
+        )
+    return Topology(
+        name=name,
+        source=source,
+        tiers=tiers,
+        nodes=tuple(nodes),
+        warnings=(*left_out, *_warnings(facts)),
+        unknown=tuple(_unknown(objects, facts, nodes, tiers)),
+    )
+
+
+def _sort(value: Any, objects: Objects, name: str) -> None:
+    """Put one document, or each item of a list of them, where it belongs."""
+    items = value if isinstance(value, list) else [value]
+    for item in items:
+        inside = mappings(item.get("items")) if isinstance(item, Mapping) else []
+        for entry in inside or [item]:
+            if isinstance(entry, Mapping):
+                _sort_one(entry, objects, name)
+
+
+def _sort_one(item: Mapping[str, Any], objects: Objects, name: str) -> None:
+    kind, group = text_of(item.get("kind")), text_of(item.get("apiVersion")) or ""
+    if kind == "Node":
+        objects.nodes.append(item)
+    elif kind == "ResourceSlice":
+        objects.slices.append(item)
+    elif kind == "Topology" and group.startswith("kueue."):
+        objects.kueue.append(item)
+    elif kind is None and not group:
+        keys = [key for key in item if isinstance(key, str)]
+        if "metadata" in item:
+            objects.nodes.append(item)
+        elif "labels" in item or "annotations" in item:
+            named = label(mapping(item, "labels"), "kubernetes.io/hostname") or _stem(name)
+            objects.nodes.append({"metadata": {"name": named, **item}})
+        elif looks_like_labels(keys):
+            named = label(item, "kubernetes.io/hostname") or _stem(name)
+            objects.nodes.append({"metadata": {"name": named, "labels": item}})
+
+
+def _stem(name: str) -> str:
+    return PurePath(name).stem.strip("-") or "node-0"
+
+
+def _bare(name: str) -> Mapping[str, Any]:
+    """A Node object for slices that came without one."""
+    return {"metadata": {"name": name}}
+
+
+def _unique(nodes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """One object per name; the last one is the newest."""
+    by_name = {text_of(mapping(node, "metadata").get("name")): node for node in nodes}
+    return [node for name, node in by_name.items() if name is not None]
+
+
+def _levels(item: Mapping[str, Any]) -> tuple[str, ...]:
+    labels = [
+        text_of(level.get("nodeLabel")) for level in mappings(mapping(item, "spec").get("levels"))
+    ]
+    return tuple(key for key in labels if key is not None)
+
+
+def _workers(facts: Sequence[NodeFacts]) -> tuple[list[NodeFacts], list[str]]:
+    """Leave out what no rank would run on: nodes without GPUs beside nodes with GPUs."""
+    with_gpus = [fact for fact in facts if fact.devices]
+    kept = with_gpus or [fact for fact in facts if not fact.is_control_plane] or list(facts)
+    stay = {fact.name for fact in kept}
+    names = [fact.name for fact in facts if fact.name not in stay]
+    if not names:
+        return kept, []
+    reason = "have no GPU" if with_gpus else "are of the control plane"
+    return kept, [f"left out, since they {reason}: {few(names)}"]
+
+
+def _tier_value(fact: NodeFacts, key: str) -> str:
+    value = label(fact.labels, key)
+    if value is None and key == "kubernetes.io/hostname":
+        return fact.name
+    return value or "?"
+
+
+def _signature(hardware: Any) -> object:
+    """Equal for nodes that can share one Hardware."""
+    return repr(
+        (
+            hardware.kind,
+            hardware.devices,
+            hardware.nics,
+            hardware.num_cpus,
+            hardware.memory_bytes,
+            hardware.sources,
+        )
+    )
+
+
+def _warnings(facts: Sequence[NodeFacts]) -> list[str]:
+    """Say each thing once, with the nodes it holds for."""
+    nodes: dict[str, list[str]] = {}
+    for fact in facts:
+        for sentence in fact.warnings:
+            nodes.setdefault(sentence, []).append(fact.name)
+    return [f"{few(names)}: {sentence}" for sentence, names in nodes.items()]
+
+
+def _unknown(
+    objects: Objects, facts: Sequence[NodeFacts], nodes: Sequence[Node], tiers: Sequence[str]
+) -> list[str]:
+    sentences = list(objects.cut)
+    for fact in facts:
+        sentences += fact.missing
+    if not nodes:
+        sentences.append("nodes: only Kueue's levels are in this file")
+    elif not tiers:
+        sentences.append("fabric tiers: no node has a label that names one")
+    else:
+        lacking = [node.name for node in nodes if "?" in node.tiers]
+        if lacking:
+            sentences.append(f"fabric tiers of {few(lacking)}: a label is absent")
+    if any(len(node.hardware.devices) > 1 and node.hardware.kind == "gpu" for node in nodes):
+        sentences.append(
+            "links: Kubernetes does not say how the GPUs of a node are joined; "
+            "`nvidia-smi topo -m` of a node does"
+        )
+    without = [node.name for node in nodes if not node.hardware.nics]
+    if without and any(node.hardware.kind == "gpu" for node in nodes):
+        sentences.append(f"NICs of {few(without)}")
+    return sentences

@@ -1,0 +1,125 @@
+"""The nodes of a running Kubernetes cluster, over its API.
+
+Asks for Nodes, ResourceSlices (v1, else v1beta1) and Kueue's Topologies and hands the objects to
+`parctl.topology.sources.kubernetes`: what is read from a file and from a cluster is one code.
+"""
+
+import importlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from parctl.errors import BackendError, UsageError
+from parctl.topology.document import mapping, mappings, text_of
+from parctl.topology.model import Topology
+from parctl.topology.sources.kubernetes import Objects, build
+
+# group, versions with the newest first, plural; the first version that is served is read
+SLICES = ("resource.k8s.io", ("v1", "v1beta2", "v1beta1"), "resourceslices")
+KUEUE = ("kueue.x-k8s.io", ("v1beta2", "v1beta1", "v1alpha1"), "topologies")
+PAGE = 500
+TIMEOUT_S = 15.0
+ERRORS, NOT_SERVED, FORBIDDEN = 400, 404, (401, 403)
+
+
+def read_cluster(context: str | None) -> Topology:
+    """Read the cluster of a kubeconfig context; None is the current one, or the pod's own."""
+    with _client(context) as client:
+        objects = _read_objects(client)
+        host = client.configuration.host
+    if not objects.nodes:
+        raise BackendError(f"Kubernetes at {host} lists no node")
+    return build(objects, name=context or "kubernetes", source=f"k8s {host}")
+
+
+def _read_objects(client: Any) -> Objects:
+    """Nodes, which are needed, and what else may be listed."""
+    api = importlib.import_module("kubernetes.client")
+    core, custom = api.CoreV1Api(client), api.CustomObjectsApi(client)
+
+    def nodes(**page: Any) -> Any:
+        # not decoded by the client: its models refuse fields that they do not know
+        answer = core.list_node(_preload_content=False, _request_timeout=TIMEOUT_S, **page)
+        if answer.status >= ERRORS:
+            raise api.ApiException(status=answer.status, reason=answer.reason)
+        return json.loads(answer.data)
+
+    objects = Objects(nodes=_pages(nodes, "nodes") or [])
+    for (group, versions, plural), into in ((SLICES, objects.slices), (KUEUE, objects.kueue)):
+        try:
+            for version in versions:
+                ask = partial(
+                    custom.list_cluster_custom_object,
+                    group,
+                    version,
+                    plural,
+                    _request_timeout=TIMEOUT_S,
+                )
+                found = _pages(ask, plural, optional=True)
+                if found is not None:
+                    into += found
+                    break
+        except BackendError as error:
+            objects.cut.append(f"{plural}: {error.message}")
+    return objects
+
+
+def _client(context: str | None) -> Any:
+    try:
+        config = importlib.import_module("kubernetes.config")
+        api = importlib.import_module("kubernetes.client")
+    except ImportError as error:
+        raise UsageError(
+            "the Kubernetes client is not installed",
+            hint="`pip install 'parctl[kubernetes]'`, or save the objects: "
+            "`kubectl get nodes,resourceslices -o json > FILE`",
+        ) from error
+    try:
+        # the client looks at KUBECONFIG once, when it is imported
+        return config.new_client_from_config(
+            config_file=os.environ.get("KUBECONFIG"), context=context
+        )
+    except config.ConfigException as error:
+        if context is None:
+            try:
+                config.load_incluster_config()
+                return api.ApiClient()
+            except config.ConfigException:
+                pass
+        raise UsageError(
+            f"no Kubernetes cluster: {_first_line(error)}",
+            hint="set KUBECONFIG, or name a context: `kubernetes:CONTEXT`",
+        ) from error
+
+
+def _pages(
+    ask: Callable[..., Any], plural: str, *, optional: bool = False
+) -> list[Mapping[str, Any]] | None:
+    """All objects, page by page; None for what the cluster does not serve."""
+    api = importlib.import_module("kubernetes.client")
+    objects: list[Mapping[str, Any]] = []
+    page: dict[str, Any] = {"limit": PAGE}
+    while True:
+        try:
+            answer = ask(**page)
+        except api.ApiException as error:
+            if optional and error.status == NOT_SERVED:
+                return None
+            hint = "the account may not list them" if error.status in FORBIDDEN else None
+            raise BackendError(
+                f"Kubernetes answers {error.status} {error.reason} when asked for {plural}",
+                hint=hint,
+            ) from error
+        except Exception as error:  # urllib3, ssl, proxies: the client raises what they raise
+            raise BackendError(f"Kubernetes does not answer: {_first_line(error)}") from error
+        objects += mappings(mapping(answer).get("items"))
+        token = text_of(mapping(answer, "metadata").get("continue"))
+        if token is None:
+            return objects
+        page["_continue"] = token
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,311 @@
+"""Ray's nodes: what `ray list nodes --detail --format json`, `ray.nodes()` or the dashboard print.
+
+Ray counts GPUs and knows their kind, not how they are joined. Places are read from labels: ours
+(`parctl.dev/...`, written by `parctl topology -o ray-labels`), then Ray's zone and region. Live
+clusters are asked over the dashboard's REST API, so that no Ray needs to be installed.
+"""
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+from parctl.errors import BackendError, UsageError
+from parctl.topology.document import mapping, mappings, read_documents, text_of, whole_number
+from parctl.topology.model import Device, Hardware, Node, Topology
+from parctl.topology.names import few
+from parctl.topology.order import natural_key
+from parctl.topology.products import find_product
+from parctl.topology.sources.plain import cpu_slots, gpu_hardware
+
+SOURCE = "ray"
+LABEL = "ray-label"
+DOMAIN_LABEL = "parctl.dev/nvlink-domain"
+NODE_LABEL, PRODUCT_LABEL = "parctl.dev/node", "parctl.dev/product"
+TIER_LABEL = re.compile(r"parctl\.dev/tier-(\d{1,3})")  # 0 is the nearest
+PLACE_LABELS = ("ray.io/availability-zone", "ray.io/availability-region")  # nearest first
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+TIMEOUT_S = 10.0
+MAX_NODES = 10_000  # the most that Ray's state API lists
+MAX_ANSWER_BYTES = 2**28
+MAX_GPUS = 1024
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RayNode:
+    """One node, whichever of the three forms it was printed in."""
+
+    node_id: str
+    host: str | None
+    address: str | None
+    alive: bool
+    resources: Mapping[str, Any]
+    labels: Mapping[str, Any]
+    gpus: Sequence[Mapping[str, Any]]  # as the dashboard lists them, else empty
+
+
+def looks_like(text: str) -> bool:
+    """Whether the text is a list of Ray's nodes."""
+    return (
+        re.search(r'"?\bnode_id"?\s*:', text) is not None
+        and re.search(r'"?\b(?:is_head_node|resources_total)"?\s*:', text) is not None
+    ) or bool(re.search(r'["\']?(?:NodeManagerAddress|nodeManagerAddress)["\']?\s*:', text))
+
+
+def read_text(text: str, name: str) -> Topology:
+    """Read a saved list. Raises UsageError when no node is in it."""
+    documents = read_documents(text, name)
+    nodes = [_node(entry) for value in documents.values for entry in _entries(value)]
+    if not nodes:
+        raise UsageError(
+            f"{name}: looks like Ray's nodes, but no node is listed",
+            hint="`ray list nodes --detail --format json > FILE` writes them",
+        )
+    return build(nodes, name=name, source=f"{SOURCE} {name}", cut=documents.cut)
+
+
+def read_cluster(address: str | None) -> Topology:
+    """Ask the dashboard of a running cluster. Raises BackendError when it does not answer."""
+    place = _dashboard(address)
+    answer = _get(place, f"/api/v0/nodes?detail=1&limit={MAX_NODES}")
+    nodes = [_node(entry) for entry in _entries(answer)]
+    try:  # the dashboard's own view names every GPU; it may be switched off
+        summary = [_node(entry) for entry in _entries(_get(place, "/nodes?view=summary"))]
+    except BackendError:
+        summary = []
+    if not nodes:
+        raise BackendError(f"Ray at {place} lists no node")
+    detailed = {node.node_id: node for node in summary}
+    nodes = [_joined(node, detailed.get(node.node_id)) for node in nodes]
+    return build(nodes, name=f"ray {place}", source=f"{SOURCE} {place}", cut=None)
+
+
+def build(nodes: Sequence[RayNode], *, name: str, source: str, cut: str | None) -> Topology:
+    """Make the topology of the living nodes."""
+    alive = [node for node in nodes if node.alive]
+    warnings = []
+    if len(alive) < len(nodes):
+        warnings.append(f"{len(nodes) - len(alive)} of {len(nodes)} Ray nodes are dead")
+    named = sorted(zip(_names(alive), alive, strict=True), key=lambda pair: natural_key(pair[0]))
+    with_gpus = [pair for pair in named if _num_gpus(pair[1])]
+    if with_gpus and len(with_gpus) < len(named):
+        gone = [host for host, node in named if not _num_gpus(node)]
+        warnings.append(f"left out, since they have no GPU: {few(gone)}")
+    chosen = with_gpus or named
+    tiers = _tiers([node for _, node in chosen])
+    shared: dict[str, Hardware] = {}
+    result = []
+    for host, node in chosen:
+        hardware = _hardware(node)
+        domain = text_of(node.labels.get(DOMAIN_LABEL))
+        result.append(
+            Node(
+                name=host,
+                hardware=shared.setdefault(repr(hardware), hardware),
+                domain=domain,
+                tiers=tuple(text_of(node.labels.get(key)) or "?" for key in tiers),
+                sources=({"domain": LABEL} if domain else {}) | ({"tiers": LABEL} if tiers else {}),
+            )
+        )
+    unknown = [cut] if cut else []
+    if not tiers:
+        unknown.append("fabric tiers: Ray's nodes have no label that names one")
+    if with_gpus:
+        unknown += [
+            "links: Ray does not say how the GPUs of a node are joined",
+            f"NICs of {few([host for host, _ in chosen])}",
+        ]
+    return Topology(
+        name=name,
+        source=source,
+        tiers=tuple(tiers),
+        nodes=tuple(result),
+        warnings=tuple(warnings),
+        unknown=tuple(unknown),
+    )
+
+
+def _entries(value: Any) -> list[Mapping[str, Any]]:
+    """Find the list of nodes in what the REST API wraps it in."""
+    for _ in range(4):
+        if isinstance(value, Mapping):
+            inner = next(
+                (
+                    value[key]
+                    for key in ("data", "summary", "result", "nodes")
+                    if isinstance(value.get(key), Mapping | list)
+                ),
+                None,
+            )
+            if inner is None:
+                return [value] if "node_id" in value or "NodeID" in value else []
+            value = inner
+    return mappings(value)
+
+
+def _node(entry: Mapping[str, Any]) -> RayNode:
+    raylet = mapping(entry, "raylet")
+
+    def first(*keys: str) -> str | None:
+        found = (text_of(entry.get(key)) or text_of(raylet.get(key)) for key in keys)
+        return next((text for text in found if text), None)
+
+    state = (first("state") or ("ALIVE" if entry.get("Alive", True) else "DEAD")).upper()
+    address = first("node_ip", "NodeManagerAddress", "nodeManagerAddress", "ip")
+    host = first("NodeManagerHostname", "nodeManagerHostname", "hostname", "node_name")
+    return RayNode(
+        node_id=first("node_id", "NodeID", "nodeId") or "",
+        host=host if host != address else None,
+        address=address,
+        alive=state == "ALIVE",
+        resources=mapping(entry, "resources_total")
+        or mapping(entry, "Resources")
+        or mapping(raylet, "resourcesTotal"),
+        labels=mapping(entry, "labels") or mapping(entry, "Labels") or mapping(raylet, "labels"),
+        gpus=mappings(entry.get("gpus")),
+    )
+
+
+def _joined(node: RayNode, detail: RayNode | None) -> RayNode:
+    if detail is None:
+        return node
+    return RayNode(
+        node_id=node.node_id,
+        host=detail.host or node.host,
+        address=node.address,
+        alive=node.alive,
+        resources=node.resources or detail.resources,
+        labels=node.labels or detail.labels,
+        gpus=detail.gpus,
+    )
+
+
+def _names(nodes: Sequence[RayNode]) -> list[str]:
+    """Host names; several Ray nodes of one host are told apart by their id."""
+    plain = [
+        text_of(node.labels.get(NODE_LABEL))
+        or node.host
+        or node.address
+        or node.node_id[:12]
+        or "node"
+        for node in nodes
+    ]
+    times = Counter(plain)
+    return [
+        name if times[name] == 1 else f"{name}-{node.node_id[:8] or position}"
+        for position, (name, node) in enumerate(zip(plain, nodes, strict=True))
+    ]
+
+
+def _num_gpus(node: RayNode) -> int:
+    return whole_number(node.resources.get("GPU"), most=MAX_GPUS) or 0
+
+
+def _tiers(nodes: Sequence[RayNode]) -> list[str]:
+    present = {key for node in nodes for key in node.labels if text_of(node.labels.get(key))}
+    numbered = {int(match[1]): key for key in present if (match := TIER_LABEL.fullmatch(str(key)))}
+    return [numbered[number] for number in sorted(numbered)] or [
+        key for key in PLACE_LABELS if key in present
+    ]
+
+
+def _hardware(node: RayNode) -> Hardware:
+    num_cpus = whole_number(node.resources.get("CPU"), most=10**6)
+    memory = whole_number(node.resources.get("memory"), most=2**60)
+    count = _num_gpus(node)
+    if not count and num_cpus:
+        return cpu_slots(num_cpus, memory, source=SOURCE)
+    listed = node.gpus if len(node.gpus) == count else ()
+    named = [text_of(node.labels.get(key)) for key in (PRODUCT_LABEL, "ray.io/accelerator-type")]
+    named += [
+        str(key).partition(":")[2]
+        for key in node.resources
+        if str(key).startswith("accelerator_type:")
+    ]
+    kind = next((name for name in named if name), None)
+    devices = [_device(i, kind, listed[i] if listed else {}) for i in range(count)]
+    return gpu_hardware(devices, source=SOURCE, num_cpus=num_cpus, memory_bytes=memory)
+
+
+def _device(position: int, kind: str | None, entry: Mapping[str, Any]) -> Device:
+    name = text_of(entry.get("name")) or kind
+    product = find_product(name) if name else None
+    memory = whole_number(entry.get("memoryTotal"), most=2**32)
+    index = whole_number(entry.get("index"), most=MAX_GPUS)
+    facts = {
+        "product": product.key if product else name,
+        "uuid": text_of(entry.get("uuid")),
+        "memory_bytes": None if memory is None else memory * MIB,
+    }
+    return Device(
+        index=position if index is None else index,
+        product=product.key if product else name,
+        uuid=text_of(entry.get("uuid")),
+        memory_bytes=None if memory is None else memory * MIB,
+        numa=None,
+        pci=None,
+        sources={"index": SOURCE}
+        | {key: SOURCE for key, value in facts.items() if value is not None},
+    )
+
+
+def _dashboard(address: str | None) -> str:
+    """Address of the dashboard: given, or from the environment as `ray job` reads it."""
+    given = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    place = given if given and given.startswith(("http://", "https://")) else None
+    if place is None and address is not None:
+        place = f"http://{address}"
+    place = (place or DEFAULT_ADDRESS).rstrip("/")
+    try:
+        parts = urlsplit(place)
+        right = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        right = False
+    if not right:
+        raise UsageError(
+            f"`{place[:80]}` is no address of a Ray dashboard",
+            hint="for example `ray:http://127.0.0.1:8265`",
+        )
+    return place
+
+
+def _token() -> str | None:
+    token = os.environ.get("RAY_AUTH_TOKEN")
+    if token:
+        return token
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    try:
+        return path.read_text().strip() or None
+    except OSError:
+        return None
+
+
+def _get(place: str, path: str) -> Any:
+    token = _token()
+    request = Request(f"{place}{path}")
+    if token is not None:
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        with urlopen(request, timeout=TIMEOUT_S) as answer:
+            data = answer.read(MAX_ANSWER_BYTES)
+        return json.loads(data)
+    except HTTPError as error:
+        error.close()
+        hint = "set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH" if error.code in (401, 403) else None
+        raise BackendError(f"Ray at {place} answers {error.code} to {path}", hint=hint) from error
+    except (URLError, OSError) as error:
+        reason = getattr(error, "reason", error)
+        raise BackendError(
+            f"Ray at {place} does not answer: {reason}",
+            hint="name its dashboard: `ray:http://HOST:8265`, or set RAY_API_SERVER_ADDRESS",
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise BackendError(f"Ray at {place} answers something else than JSON to {path}") from error
