@@ -115,7 +115,7 @@ class Attempt:
             silent=self._silent,
             complaint=self._complaint,
             # who leaves with 0 when told to has been cancelled all the same
-            cancelled=self._stops_seen > 0 and bool(self._silent),
+            cancelled=self._stops_seen > 0 and bool(self._silent) and not self._has_cause(),
             started_unix=started_unix,
             oom_kills=_oom_kills() - oom_kills,
         )
@@ -153,7 +153,8 @@ class Attempt:
 
     def _wait(self, next_tick: float) -> None:
         now = time.monotonic()
-        times = [next_tick, self._deadline, self._stop_at, self._kill_at]
+        stop_at = None if self._asked else self._stop_at
+        times = [next_tick, self._deadline, stop_at, self._kill_at]
         fd = self._starter.fd
         if fd is not None:
             self._children.watch(fd)
@@ -232,6 +233,9 @@ class Attempt:
         except FileNotFoundError:
             return min(float(self._manifest["stop_grace_s"]), CANCEL_GRACE_S)
         return max(0.0, float(asked["grace_s"]) - SWEEP_S)
+
+    def _has_cause(self) -> bool:
+        return any(failure.kind is not Kind.STOPPED for failure in self._failures)
 
     def _give_up(self, complaint: str) -> None:
         self._complaint = self._complaint or complaint

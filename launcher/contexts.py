@@ -57,7 +57,8 @@ def home() -> Path:
         return Path.home()
     except RuntimeError as error:
         raise UsageError(
-            "this user has no home directory", hint="set HOME, or XDG_STATE_HOME and XDG_CONFIG_HOME"
+            "this user has no home directory",
+            hint="set HOME, or XDG_STATE_HOME and XDG_CONFIG_HOME",
         ) from error
 
 

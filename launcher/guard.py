@@ -99,6 +99,8 @@ def _stand_guard(run: RunDirectory, read_end: int) -> None:
     try:
         if os.read(read_end, 1) != DONE:
             bury(run, grace_s=GRACE_S, wait=True)
+    except FileNotFoundError:  # the run was deleted; nobody can ask for its end any more
+        kill_run(run.run_id, run.path, grace_s=0.0)
     except Exception:
         import traceback
 

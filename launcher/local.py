@@ -31,13 +31,20 @@ from parctl.launcher.backend import (
 from parctl.launcher.guard import GRACE_S, bury, declared_dead, owner_alive
 from parctl.launcher.log_files import follow_logs, read_logs
 from parctl.launcher.metrics import last_step, read_metrics
-from parctl.launcher.processes import kill_run, this_machine, this_process
-from parctl.launcher.run_directory import Record, RunDirectory, run_directories, runs_root
+from parctl.launcher.processes import descendants, kill_run, this_machine, this_process
+from parctl.launcher.run_directory import (
+    Record,
+    RunDirectory,
+    run_directories,
+    runs_root,
+    write_whole,
+)
 from parctl.launcher.run_id import check_run_id
 from parctl.planner.plan import Plan
 from parctl.recipes.spec import Recipe
 
-CANCEL_S = 4.4  # from the call until the supervisor itself is killed; 5 s are promised
+CANCEL_S = 5.0  # from the call of `cancel` until nothing is left, unless it says otherwise
+FORCE_S = 0.6  # of that time, what is kept for doing it without the supervisor
 TAKE_OVER_S = 2.0  # a supervisor that is being started has so long to take its run over
 POLL_S = 0.05
 
@@ -113,10 +120,15 @@ class LocalBackend:
             run, rank=rank, since=since, tail=tail, ended=lambda: _record(run).state.ended
         )
 
-    def cancel(self, run_id: str) -> None:
-        """Stop a run; after at most 5 s no process of it is left. An ended run stays as it is."""
+    def cancel(self, run_id: str, *, grace_s: float | None = None) -> None:
+        """Stop a run; after `grace_s` (5 s) no process of it is left. An ended one stays as it is.
+
+        Without `grace_s` ranks may save for `launch.stop_grace_s`, within the 5 s.
+        """
         run = _find(run_id)
-        deadline = time.monotonic() + CANCEL_S
+        deadline = time.monotonic() + (CANCEL_S if grace_s is None else grace_s) - FORCE_S
+        if not _record(run).state.ended:
+            _leave_word(run, grace_s)
         asked = False
         while not (record := _record(run)).state.ended and time.monotonic() < deadline:
             # a launcher is no supervisor: wait until the run has been taken over
@@ -142,13 +154,15 @@ class LocalBackend:
         shutil.rmtree(hidden)
 
     def list(self) -> Sequence[RunStatus]:
-        """Every run, newest first."""
+        """Every run, newest first. One whose state cannot be read is Unknown and hides no other."""
         runs = []
         for run in run_directories():
             try:
                 runs.append(_status(run))
             except FileNotFoundError:  # deleted meanwhile
                 continue
+            except BackendError:  # `status` says why
+                runs.append(_unknown(run))
         return sorted(runs, key=lambda status: (-status.created_unix, status.run_id))
 
     def why(self, run_id: str) -> Diagnosis:
@@ -194,6 +208,24 @@ def _status(run: RunDirectory) -> RunStatus:
         steps=record.steps,
         verdict=record.verdict,
         ranks=record.ranks,
+        where=str(run.path),
+    )
+
+
+def _unknown(run: RunDirectory) -> RunStatus:
+    return RunStatus(
+        run_id=run.run_id,
+        name="",
+        backend="local",
+        state=State.UNKNOWN,
+        plan_hash="",
+        created_unix=run.path.stat().st_mtime,
+        ended_unix=None,
+        restarts=0,
+        step=None,
+        steps=None,
+        verdict=None,
+        ranks=(),
         where=str(run.path),
     )
 
@@ -281,6 +313,20 @@ def _marks_a_run(variable: str) -> bool:
     return variable in ("PARCTL_RUN_ID", "PARCTL_RUN_DIR", "PARCTL_ATTEMPT")
 
 
+def _leave_word(run: RunDirectory, grace_s: float | None) -> None:
+    """Tell the supervisor how long ranks may save, in place of what an earlier call told it."""
+    if grace_s is None:
+        run.cancel.unlink(missing_ok=True)
+        return
+    try:
+        write_whole(run.cancel, json.dumps({"grace_s": grace_s}))
+    except OSError as error:
+        raise BackendError(
+            f"cannot write `{run.cancel}`: {error.strerror}",
+            hint="without `--grace` nothing has to be written",
+        ) from error
+
+
 def _cancel_by_force(run: RunDirectory) -> None:
     """End a run whose supervisor does not answer. The lock keeps the guard out of it."""
     with run.lock():
@@ -288,6 +334,9 @@ def _cancel_by_force(run: RunDirectory) -> None:
         if record.state.ended:
             return
         if record.role == "supervisor":
-            record.owner.signal(signal.SIGKILL)
+            # known only while it lives: processes that cleared their environment
+            below = descendants(record.owner.pid) if record.owner.alive else []
+            for member in (record.owner, *below):
+                member.signal(signal.SIGKILL)
         kill_run(run.run_id, run.path, grace_s=0.0)
         run.write(replace(record, state=State.CANCELLED, ended_unix=time.time()))

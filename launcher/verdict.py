@@ -35,7 +35,9 @@ RANK_PREFIX = re.compile(r"^\[rank\d+\]: ")  # torch puts it before a rank's tra
 GROUP_PREFIX = re.compile(r"^  [|+] ")  # Python draws it beside an exception group
 TRACEBACK = re.compile(r"^(Exception Group )?Traceback \(most recent call last\):$")
 RAISED = re.compile(r"^[A-Za-z_][\w.]*(: .*)?$")  # how a traceback ends, whatever was raised
-EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b.*$")  # with no traceback
+EXCEPTION = re.compile(
+    r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b.*$"
+)  # with no traceback
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 FIXES: Sequence[tuple[str, str]] = (
     (

@@ -7,7 +7,8 @@ joined by PCIe only are no candidates. A pool that lacks a required node, or can
 free, is none either.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
 
 from parctl.topology.hard_rule import Inside, inspect
 from parctl.topology.model import Hardware, Node, Topology
@@ -38,6 +39,31 @@ def candidate_pools(request: LayoutRequest, topology: Topology) -> Iterator[Pool
         )
         if len(pool.spares) == request.spares:
             yield pool
+            if request.require:
+                yield from _just_enough(pool, request, insides, topology.tiers)
+
+
+def _just_enough(
+    pool: Pool, request: LayoutRequest, insides: dict[int, Inside], tiers: Sequence[str]
+) -> Iterator[Pool]:
+    """The required nodes and no more of their neighbours than the job needs: all are used."""
+    per_kind = [kind.num_meshes(request.tp) * request.tp for kind in pool.kinds]
+    if request.tp > max(kind.largest_mesh for kind in pool.kinds):
+        per_kind = [len(kind.members(False)) for kind in pool.kinds]
+    required = set(request.require)
+    walk = sorted(pool.walk.tolist(), key=lambda i: pool.nodes[i].name not in required)
+    kept: set[str] = set()
+    room = 0
+    for i in walk:
+        if room >= request.world_size and pool.nodes[i].name not in required:
+            break
+        kept.add(pool.nodes[i].name)
+        room += per_kind[pool.kind_of[i]]
+    if room >= request.world_size and len(kept) < len(pool.nodes):
+        nodes = [node for node in pool.nodes if node.name in kept]
+        smaller = make_pool(nodes, insides, tiers, required=request.require)
+        others = frozenset(node.name for node in pool.nodes) - kept
+        yield replace(smaller, spares=pool.spares, others=others)
 
 
 def _by_rate(nodes: list[Node], insides: dict[int, Inside]) -> Iterator[list[Node]]:

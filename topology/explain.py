@@ -208,7 +208,7 @@ def _link_sources(pool: Pool) -> Iterator[str]:
 
 def _left_out(topology: Topology, request: LayoutRequest, pool: Pool) -> list[str]:
     """Why nodes and devices of the cluster were no candidates, counted."""
-    chosen = {node.name for node in pool.nodes} | set(pool.spares)
+    chosen = {node.name for node in pool.nodes} | {*pool.spares, *pool.others}
     insides = views(request, topology)
     has_gpus = any(inside.hardware.kind == "gpu" for inside in insides.values())
     outside = Counter(

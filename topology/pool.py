@@ -44,6 +44,7 @@ class Pool:
     required: Ints  # node numbers that the job must use
     spares: tuple[str, ...]  # nodes of the same products that are kept free
     notes: tuple[str, ...]  # what was left out of the tree, in sentences
+    others: frozenset[str] = frozenset()  # candidates that the required nodes leave no room for
 
     @cached_property
     def first_device(self) -> Ints:

@@ -45,6 +45,10 @@ from parctl.topology.pool import Ints, Pool
 from parctl.topology.request import CP, EP, FSDP, PP, TP, LayoutRequest
 
 
+# arrangements that pack, but miss a required node or the order of a script, before giving up
+MAX_TRIES = 64
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """Levels for all families, and the devices that they put into the mesh."""
@@ -173,10 +177,14 @@ class _Search:
         fill: Fill | None,
         ep_inside: bool,
     ) -> Choice | None:
+        tries = 0
         for seconds, levels in _cheapest_first(parts, options):
             arrangement = self._packs(parts, levels)
             if arrangement is None:
                 continue
+            tries += 1
+            if tries > MAX_TRIES:
+                break
             packed = self.packer.pack(arrangement, self.request.world_size)
             devices = self._to_mesh(packed, parts, levels)
             nodes = self.pool.node_of(devices.reshape(-1))

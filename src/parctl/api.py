@@ -6,12 +6,10 @@
 {'fsdp': 16, 'tp': 8}
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from parctl.errors import RunTimeoutError
 from parctl.launcher.backend import Backend, LogLine, RunStatus
 from parctl.planner.plan import Plan
 from parctl.recipes.spec import Recipe
@@ -32,15 +30,13 @@ class Run:
 
     def wait(self, timeout_s: float | None = None) -> RunStatus:
         """Return the status once the run has ended. Raises RunTimeoutError."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while not (status := self.status()).state.ended:
-            if deadline is not None and time.monotonic() > deadline:
-                raise RunTimeoutError(f"{self.run_id} is {status.state} after {timeout_s} s")
-            time.sleep(0.2)
-        return status
+        from parctl.launcher.waiting import wait_for
 
-    def cancel(self) -> None:
-        self.backend.cancel(self.run_id)
+        return wait_for(self.backend, self.run_id, timeout_s=timeout_s)
+
+    def cancel(self, *, grace_s: float | None = None) -> None:
+        """Stop the run; after `grace_s` (5 s) no process of it is left."""
+        self.backend.cancel(self.run_id, grace_s=grace_s)
 
 
 def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -239,6 +239,15 @@ def test_a_required_node_brings_its_fabric_block() -> None:
     assert [slot.node for slot in layout.slots][::8] == ["node-2", "node-3"]
 
 
+def test_required_nodes_may_lie_anywhere_in_the_fabric() -> None:
+    topology = with_tiers(parse_cluster("h100:8x8"), *"aaaabbbb")
+    scattered = place(topology, {"dp": 4, "tp": 8}, require=("node-1", "node-3", "node-5"))
+    exactly = place(topology, {"dp": 2, "tp": 8}, require=("node-1", "node-5"))
+
+    assert [s.node for s in scattered.slots][::8] == ["node-0", "node-1", "node-3", "node-5"]
+    assert [s.node for s in exactly.slots][::8] == ["node-1", "node-5"]
+
+
 def test_a_required_node_decides_the_product() -> None:
     layout = place("h100:2x8+l40s:2x8", {"dp": 8}, require=("node-3",))
 
