@@ -40,6 +40,7 @@ from parctl.launcher.run_directory import (
     write_whole,
 )
 from parctl.launcher.run_id import check_run_id
+from parctl.launcher.verdict import plain_verdict
 from parctl.planner.plan import Plan
 from parctl.recipes.spec import Recipe
 
@@ -302,11 +303,18 @@ def _spawn_supervisor(run: RunDirectory, log: Path, *options: str) -> subprocess
 def _await_supervisor(run: RunDirectory, supervisor: subprocess.Popen[bytes]) -> None:
     """Tell the supervisor to go on, and wait until it looks after the run."""
     supervisor.communicate(b".")
-    if supervisor.returncode != 0:
-        raise BackendError(
-            f"the supervisor of run `{run.run_id}` did not start",
-            hint=f"`{run.supervisor_log}` says why",
-        )
+    if supervisor.returncode == 0:
+        return
+    sentence = f"the supervisor of run `{run.run_id}` did not start"
+    hint = f"`{run.supervisor_log}` says why"
+    with run.lock():
+        record = run.read()
+        if not record.state.ended:
+            verdict = plain_verdict(sentence, cause="death of the supervisor", fix=hint)
+            run.write(
+                replace(record, state=State.FAILED, ended_unix=time.time(), verdict=verdict)
+            )
+    raise BackendError(sentence, hint=hint)
 
 
 def _marks_a_run(variable: str) -> bool:

@@ -113,7 +113,7 @@ class RunDirectory:
         return self.path / "errors" / f"attempt-{attempt}" / f"rank-{rank}.json"
 
     def read(self) -> Record:
-        """Read the state. FileNotFoundError: the run was deleted; BackendError: not ours to read."""
+        """Read the state. FileNotFoundError: the run was deleted; BackendError: it is not ours."""
         text = self.state.read_text(encoding="utf-8", errors="replace")
         try:
             data = json.loads(text)

@@ -44,9 +44,9 @@ from parctl.topology.parts import (
 from parctl.topology.pool import Ints, Pool
 from parctl.topology.request import CP, EP, FSDP, PP, TP, LayoutRequest
 
-
-# arrangements that pack, but miss a required node or the order of a script, before giving up
-MAX_TRIES = 64
+# An arrangement may pack and yet miss a required node or the order of a script. The search for
+# another one ends after so many devices have been put in place in vain: about two seconds.
+MAX_TRIED_DEVICES = 2_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +87,7 @@ class _Search:
     ) -> None:
         self.pool = pool
         self.request = request
+        self.tried_devices = 0
         self.packer = Packer(pool, with_stragglers=with_stragglers)
         self.landscape = Landscape(pool, with_stragglers=with_stragglers)
         self.room = [
@@ -177,14 +178,13 @@ class _Search:
         fill: Fill | None,
         ep_inside: bool,
     ) -> Choice | None:
-        tries = 0
         for seconds, levels in _cheapest_first(parts, options):
+            if self.tried_devices > MAX_TRIED_DEVICES:
+                break
             arrangement = self._packs(parts, levels)
             if arrangement is None:
                 continue
-            tries += 1
-            if tries > MAX_TRIES:
-                break
+            self.tried_devices += self.request.world_size
             packed = self.packer.pack(arrangement, self.request.world_size)
             devices = self._to_mesh(packed, parts, levels)
             nodes = self.pool.node_of(devices.reshape(-1))
