@@ -35,8 +35,8 @@ from parctl.launcher.verdict import (
 TICK_S = 1.0  # how often log growth is noted
 SETTLE_S = 2.0  # a rank that lost its peer waits so long for the peer's own end to be noticed
 VICTIM_GRACE_S = 5.0  # what is left of a failed attempt has nothing worth a long wait
-CANCEL_GRACE_S = 3.5  # cancel promises that nothing is left after 5 s
-SWEEP_S = 1.5  # of that time, what is kept for ending whatever the ranks leave behind
+CANCEL_GRACE_S = 3.0  # cancel promises that nothing is left after 5 s
+SWEEP_S = 2.0  # of that time, what is kept for ending whatever the ranks leave behind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,13 +143,13 @@ class Attempt:
         )
 
     def _over(self) -> bool:
-        if self._complaint is not None and self._starter.fd is None:
-            # nobody will start the rest any more
-            return all(
-                code is not None or member is None
-                for code, member in zip(self._codes, self._processes, strict=True)
-            )
-        return all(code is not None for code in self._codes)
+        # nobody will start the rest any more, or nobody wants it
+        given_up = self._complaint is not None and self._starter.fd is None
+        no_more = given_up or self._stops_seen > 0
+        return all(
+            code is not None or (no_more and member is None)
+            for code, member in zip(self._codes, self._processes, strict=True)
+        )
 
     def _wait(self, next_tick: float) -> None:
         now = time.monotonic()
@@ -232,7 +232,8 @@ class Attempt:
             asked = json.loads(self._run.cancel.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return min(float(self._manifest["stop_grace_s"]), CANCEL_GRACE_S)
-        return max(0.0, float(asked["grace_s"]) - SWEEP_S)
+        grace_s = float(asked["grace_s"])
+        return grace_s - min(SWEEP_S, 0.4 * grace_s)
 
     def _has_cause(self) -> bool:
         return any(failure.kind is not Kind.STOPPED for failure in self._failures)

@@ -45,7 +45,7 @@ from parctl.planner.plan import Plan
 from parctl.recipes.spec import Recipe
 
 CANCEL_S = 5.0  # from the call of `cancel` until nothing is left, unless it says otherwise
-FORCE_S = 0.6  # of that time, what is kept for doing it without the supervisor
+FORCE_S = 1.2  # of that time, what is kept for doing it without the supervisor
 TAKE_OVER_S = 2.0  # a supervisor that is being started has so long to take its run over
 POLL_S = 0.05
 
@@ -127,7 +127,8 @@ class LocalBackend:
         Without `grace_s` ranks may save for `launch.stop_grace_s`, within the 5 s.
         """
         run = _find(run_id)
-        deadline = time.monotonic() + (CANCEL_S if grace_s is None else grace_s) - FORCE_S
+        total_s = CANCEL_S if grace_s is None else grace_s
+        deadline = time.monotonic() + total_s - min(FORCE_S, 0.25 * total_s)
         if not _record(run).state.ended:
             _leave_word(run, grace_s)
         asked = False
@@ -190,7 +191,9 @@ def _record(run: RunDirectory) -> Record:
         return record
     try:
         return bury(run, grace_s=GRACE_S, wait=False)
-    except (BlockingIOError, PermissionError):  # somebody else is at it, or it is another user's
+    except FileNotFoundError:  # it was deleted
+        raise
+    except OSError:  # somebody else is at it, it is another user's, or the disk is full
         return declared_dead(record)
 
 
@@ -311,9 +314,7 @@ def _await_supervisor(run: RunDirectory, supervisor: subprocess.Popen[bytes]) ->
         record = run.read()
         if not record.state.ended:
             verdict = plain_verdict(sentence, cause="death of the supervisor", fix=hint)
-            run.write(
-                replace(record, state=State.FAILED, ended_unix=time.time(), verdict=verdict)
-            )
+            run.write(replace(record, state=State.FAILED, ended_unix=time.time(), verdict=verdict))
     raise BackendError(sentence, hint=hint)
 
 
@@ -347,4 +348,10 @@ def _cancel_by_force(run: RunDirectory) -> None:
             for member in (record.owner, *below):
                 member.signal(signal.SIGKILL)
         kill_run(run.run_id, run.path, grace_s=0.0)
-        run.write(replace(record, state=State.CANCELLED, ended_unix=time.time()))
+        try:
+            run.write(replace(record, state=State.CANCELLED, ended_unix=time.time()))
+        except OSError as error:
+            raise BackendError(
+                f"run `{run.run_id}` was stopped, but that cannot be written: {error.strerror}",
+                hint=f"free space for `{run.path}`, or `parctl delete {run.run_id}`",
+            ) from error

@@ -19,6 +19,8 @@ from parctl.topology.request import TP, LayoutRequest, product_text
 # which axis gives way first when the job is too large: replicas before what holds the model
 GIVES_WAY = ("dp", "fsdp", "cp", "pp")
 
+MAX_TRIED = 16  # sizes of one axis; room is counted before, so the first nearly always fits
+
 Places = Callable[[LayoutRequest], bool]
 
 
@@ -57,8 +59,9 @@ def refuse(
             hint="name tp last in the axes of the script, or let each axis divide a node evenly",
         )
     else:
-        message = (
-            f"{request.arithmetic}: no placement uses all {len(request.require)} required nodes"
+        return CannotPlaceError(
+            f"{request.arithmetic}: no placement uses all {len(request.require)} required nodes",
+            hint="require fewer nodes",
         )
     hints = [*_largest(request, pools, places), *_changes(topology, request, pools, places)]
     return CannotPlaceError(message, hint="; or ".join(hints) or "add nodes, or lower a degree")
@@ -129,11 +132,15 @@ def _largest(request: LayoutRequest, pools: Sequence[Pool], places: Places) -> I
         if axis not in sizes:
             continue
         others = prod(size for name, size in sizes.items() if name != axis)
+        tried = 0
         for size in range(min(sizes[axis], max(1, room // others)), 0, -1):
             sizes[axis] = size
             axes = {name: sizes.get(name, request.tp) for name in request.axes}
             smaller = replace(request, axes=axes, traffic=None)
-            if others * size <= room and _divides(smaller) and places(smaller):
+            if others * size > room or not _divides(smaller) or tried == MAX_TRIED:
+                continue
+            tried += 1
+            if places(smaller):
                 yield f"the largest that fits: {product_text(axes)}"
                 return
 

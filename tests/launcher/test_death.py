@@ -2,17 +2,21 @@
 
 import os
 import pty
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from tests.launcher.plans import script_plan
 from tests.launcher.runs import (
     BACKEND,
+    command_lines,
     directory,
     launch,
     left,
@@ -24,6 +28,7 @@ from tests.launcher.runs import (
     until,
 )
 
+from parctl.errors import BackendError
 from parctl.launcher.backend import State
 from parctl.launcher.processes import process
 from parctl.launcher.waiting import wait_for
@@ -236,3 +241,141 @@ def test_cancelling_twice_or_after_the_end_changes_nothing() -> None:
     BACKEND.cancel("probe-1")
     BACKEND.cancel("probe-1")
     assert BACKEND.status("probe-1").state is State.SUCCEEDED
+
+
+def test_a_program_that_leaves_with_0_when_it_is_cancelled_did_not_succeed() -> None:
+    polite = python(
+        "import signal, sys, time",
+        "signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))",
+        "print('up', flush=True)",
+        "time.sleep(60)",
+    )
+    launch(script_plan(polite, axes={"dp": 2}))
+    running()
+    BACKEND.cancel("probe-1")
+
+    assert BACKEND.status("probe-1").state is State.CANCELLED
+
+
+SAVES_LONG = [line.replace("time.sleep(0.5)", "time.sleep(5.5)") for line in SAVES]
+
+
+def test_cancel_gives_a_large_job_the_time_it_is_told_to() -> None:
+    launch(script_plan(SAVES_LONG, axes={"dp": 2}))
+    running()
+    began = time.monotonic()
+    BACKEND.cancel("probe-1", grace_s=30.0)
+
+    assert 5.0 < time.monotonic() - began < 10.0  # not longer than it takes
+    assert [log(rank) for rank in (0, 1)] == [["up", "saved"]] * 2
+    assert BACKEND.status("probe-1").state is State.CANCELLED
+
+
+@pytest.mark.parametrize("grace_s", [0.0, 2.0])
+def test_cancelling_again_shortens_the_wait(grace_s: float) -> None:
+    launch(script_plan(STUBBORN, axes={"dp": 2}))
+    running()
+    waiting = Thread(target=lambda: BACKEND.cancel("probe-1", grace_s=60.0))
+    waiting.start()
+    until(directory().cancel.exists)
+    began = time.monotonic()
+    BACKEND.cancel("probe-1", grace_s=grace_s)
+
+    assert time.monotonic() - began < grace_s + 0.5
+    assert left() == []
+    waiting.join()
+    assert BACKEND.status("probe-1").state is State.CANCELLED
+
+
+def test_waiting_for_ranks_to_save_costs_no_cpu_time() -> None:
+    launch(script_plan(SAVES_LONG, axes={"dp": 1}))
+    running()
+    supervisor = Path(f"/proc/{pid_of('supervisor')}/stat")
+    waiting = Thread(target=lambda: BACKEND.cancel("probe-1", grace_s=3.5))
+    waiting.start()
+    time.sleep(0.5)
+    ticks = [int(supervisor.read_text().rpartition(")")[2].split()[11])]
+    time.sleep(1.0)
+    ticks.append(int(supervisor.read_text().rpartition(")")[2].split()[11]))
+    waiting.join()
+
+    assert ticks[1] - ticks[0] <= 10  # of 100 in a second
+
+
+def test_a_stuck_supervisor_takes_the_processes_with_it_that_carry_no_mark() -> None:
+    hidden = python(
+        "import os, sys",
+        "if os.fork() == 0:",
+        "    os.setsid()",
+        "    if os.fork() == 0:",
+        "        os.execve('/bin/sleep', ['sleep', '59.73'], {})",
+        "    os._exit(0)",
+        "os.wait()",
+        "print('up', flush=True)",
+        "os.execv('/bin/sleep', ['sleep', '60'])",
+    )
+    launch(script_plan(hidden, axes={"dp": 1}))
+    running()
+    until(lambda: any(b"59.73" in line for line in command_lines()))
+    os.kill(pid_of("supervisor"), signal.SIGSTOP)
+    BACKEND.cancel("probe-1")
+
+    until(lambda: not any(b"59.73" in line for line in command_lines()), seconds=1.0)
+
+
+def test_a_run_whose_directory_is_deleted_ends() -> None:
+    launch(script_plan(SLEEP, axes={"dp": 2}, retries=3))
+    running()
+    supervisor = process(pid_of("supervisor"))
+    assert supervisor is not None
+    path = directory().path
+    shutil.rmtree(path)
+
+    until(lambda: not supervisor.alive)
+    assert left() == []
+    assert not path.exists()
+
+
+def test_a_killed_supervisor_whose_directory_is_deleted_leaves_nothing() -> None:
+    launch(script_plan(STUBBORN, axes={"dp": 1}))
+    running()
+    pid = pid_of("supervisor")
+    os.kill(pid, signal.SIGSTOP)
+    shutil.rmtree(directory().path)
+    os.kill(pid, signal.SIGKILL)
+
+    until(lambda: left() == [])
+
+
+def test_a_supervisor_that_does_not_start_is_what_the_run_failed_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = script_plan(["true"], axes={"dp": 1})
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(BackendError, match="the supervisor of run `probe-1` did not start"):
+        launch(plan)
+
+    status = BACKEND.status("probe-1")
+    assert status.state is State.FAILED
+    assert status.verdict is not None
+    assert status.verdict.sentence == "the supervisor of run `probe-1` did not start"
+
+
+def test_on_a_full_disk_cancel_still_leaves_no_process_and_delete_makes_room() -> None:
+    launch(script_plan(SLEEP, axes={"dp": 2}))
+    running()
+    os.kill(pid_of("supervisor"), signal.SIGSTOP)  # it would wait for room; we do not
+    no_room = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
+    try:
+        with pytest.raises(BackendError, match="was stopped, but that cannot be written"):
+            BACKEND.cancel("probe-1")
+        assert left() == []
+        assert [run.state for run in BACKEND.list()] == [State.FAILED]
+        BACKEND.delete("probe-1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, no_room)
+
+    assert not directory().path.exists()

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import time
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
@@ -112,6 +113,16 @@ def test_cancel_saves_a_checkpoint_within_5_s() -> None:
     assert {rank.state for rank in status.ranks} <= {"exited 143", "killed SIGKILL"}
     assert len(list(directory().path.glob("checkpoints/step-*/COMPLETE"))) == 1
     assert left() == []
+
+
+def test_cancel_does_not_wait_for_ranks_that_have_not_started() -> None:
+    launch(training())  # torch is being imported, which takes seconds
+    began = time.monotonic()
+    BACKEND.cancel("probe-1")
+
+    assert time.monotonic() - began < 1.0
+    assert left() == []
+    assert BACKEND.status("probe-1").state is State.CANCELLED
 
 
 def test_the_fork_server_has_one_thread_and_its_death_hurts_no_rank() -> None:

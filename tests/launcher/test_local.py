@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -331,3 +332,52 @@ def test_the_supervisor_is_small() -> None:
     assert len(threads) == 1
     for heavy in ("torch", "numpy", "pydantic"):
         assert heavy not in maps
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ('{"schema": 2}', "another version of parctl"),
+        ("{trunc", "damaged: JSONDecodeError"),
+        ("[]", "damaged: TypeError"),
+        ('{"schema": 1}', "damaged: KeyError"),
+    ],
+)
+def test_a_state_that_cannot_be_read_hides_no_other_run(state: str, said: str) -> None:
+    run(script_plan(["true"], axes={"dp": 1}), "good")
+    run(script_plan(["true"], axes={"dp": 1}), "odd")
+    directory("odd").state.write_text(state)
+    (runs_root() / "a-file").touch()
+    (runs_root() / "no-run").mkdir()
+
+    states = {run.run_id: run.state for run in BACKEND.list()}
+    assert states == {"good": State.SUCCEEDED, "odd": State.UNKNOWN}
+    for ask in (BACKEND.status, BACKEND.cancel, BACKEND.delete, BACKEND.why):
+        with pytest.raises(BackendError, match=said):
+            ask("odd")
+    shutil.rmtree(directory("odd").path)  # as the hint says
+
+
+def test_a_command_that_no_kernel_takes_is_no_fault_of_parctl() -> None:
+    status = run(script_plan(["printf", "a\0b"], axes={"dp": 1}))
+
+    assert status.state is State.FAILED
+    assert status.verdict is not None
+    assert status.verdict.sentence == "ValueError: embedded null byte"
+
+
+def test_a_user_without_a_home_is_told_what_to_set() -> None:
+    program = (
+        "from parctl.launcher.run_directory import runs_root, os; os.setuid(54321); runs_root()"
+    )
+    nobody = {"HOME", "XDG_STATE_HOME"}
+    environment = {key: value for key, value in os.environ.items() if key not in nobody}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if "PermissionError" in done.stderr:
+        pytest.skip("only root can become a user that nobody knows")
+    assert "UsageError: this user has no home directory" in done.stderr

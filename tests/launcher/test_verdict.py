@@ -163,3 +163,49 @@ def test_the_text_puts_the_victims_and_the_last_lines_apart(tmp_path: Path) -> N
         "  step 3",
         "  ValueError: bad sample",
     ]
+
+
+TRACE = "Traceback (most recent call last):\n  File 'train.py', line 5, in <module>\n    go()\n"
+GROUP = """\
+  + Exception Group Traceback (most recent call last):
+  |   File "train.py", line 5, in <module>
+  | ExceptionGroup: two workers (2 sub-exceptions)
+  +-+---------------- 1 ----------------
+    | ValueError: bad sample
+    +---------------- 2 ----------------
+    | TypeError: bad type
+    +------------------------------------
+"""
+EPOCHS = "".join(f"epoch {number}\n" for number in range(30))
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "cause"),
+    [
+        (1, TRACE + "Boom: custom\n", "Boom: custom"),
+        (1, TRACE + "StopIteration\n", "StopIteration"),
+        (1, TRACE + "my.package.Boom: two\nlines\n", "my.package.Boom: two"),
+        (1, GROUP, "ExceptionGroup: two workers (2 sub-exceptions)"),
+        (
+            1,
+            "  File 'train.py', line 1\nSyntaxError: invalid syntax\n",
+            "SyntaxError: invalid syntax",
+        ),
+        (2, TRACE + "ValueError: said on the way out\n", "ValueError: said on the way out"),
+        (9, TRACE + "ValueError: handled\n" + EPOCHS, "exit 9"),
+        (6, "DeprecationWarning: this is old\n", "exit 6"),
+    ],
+)
+def test_the_cause_is_what_the_last_traceback_ends_with(
+    tmp_path: Path, code: int, text: str, cause: str
+) -> None:
+    assert end(tmp_path, 0, code, text).cause == cause
+
+
+def test_what_would_disturb_a_terminal_is_not_shown(tmp_path: Path) -> None:
+    failure = end(tmp_path, 0, 1, "\x1b[31mValueError: red\x1b[0m\x1b[2J\x00\x07\n\ttabs stay\n")
+    verdict = reach_verdict(
+        LAYOUT, [failure], silent=[], attempt_started=100.0, oom_kills=0, redact=[]
+    )
+
+    assert verdict.last_lines == ("ValueError: red", "\ttabs stay")
