@@ -29,14 +29,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from parctl.topology.candidates import views
-from parctl.topology.experts import expert_axes
 from parctl.topology.model import Node, Topology
 from parctl.topology.placement import LayoutRequest, lay_out
-from parctl.topology.pool import Ints, Pool, make_pool
-from parctl.topology.proofs import facts_of, seconds_of
+from parctl.topology.placement.candidates import views
+from parctl.topology.placement.experts import expert_axes
+from parctl.topology.placement.pool import Ints, Pool, make_pool
+from parctl.topology.placement.proofs import facts_of, seconds_of
+from parctl.topology.placement.traffic import nominal_traffic
 from parctl.topology.synthetic import parse_cluster
-from parctl.topology.traffic import nominal_traffic
 
 SIZES = tuple(2**exponent for exponent in range(10, 18))
 MEGATRON = ("pp", "dp", "fsdp", "cp", "tp")  # outermost first

@@ -8,7 +8,7 @@ from parctl.planner.memory import TERMS
 from parctl.planner.plan import Plan
 from parctl.planner.sizes import distinct_size_texts, size_text
 from parctl.topology.layout import Slot
-from parctl.topology.request import product_text
+from parctl.topology.placement.request import product_text
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -59,16 +59,16 @@ def topology(
         return 0
     from parctl.cli.output import check_format, console, print_document
     from parctl.cli.topology_view import show_check, show_table, show_tree
+    from parctl.topology.check.findings import with_findings
     from parctl.topology.discover import discover
     from parctl.topology.export import EXPORTS, export_text
-    from parctl.topology.findings import with_findings
     from parctl.topology.store import topology_to_json
     from parctl.topology.subset import only_nodes
 
     check_format(output, PLAIN if check else (*PLAIN, "tree", *EXPORTS))
     found = only_nodes(discover(from_, num_devices=devices), node)
     if check:
-        from parctl.topology.check import check_to_json, check_topology
+        from parctl.topology.check.questions import check_to_json, check_topology
 
         result = check_topology(found)
         told = {str(finding) for finding in result.findings}

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from parctl.topology.check import Check, TpAnswer
+from parctl.topology.check.questions import Check, TpAnswer
 from parctl.topology.describe import (
     devices_text,
     headline,

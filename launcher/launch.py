@@ -34,8 +34,6 @@ def prepared_launch(
 
     `backend` is the `-b` flag. `ahead`: let the back end begin while the plan is being made.
     """
-    from parctl.planner.cluster import cluster_for
-    from parctl.planner.make import make_plan
     from parctl.recipes.loader import load_recipe
 
     recipe = load_recipe(source, overrides)
@@ -43,6 +41,10 @@ def prepared_launch(
     owner = get_backend(chosen.backend)
     chosen_id = check_run_id(run_id or new_run_id(recipe.name))
     with owner.head_start(recipe, chosen_id) if ahead else nullcontext():
+        # not above: the planner imports numpy, and torch can be on its way meanwhile
+        from parctl.planner.cluster import cluster_for
+        from parctl.planner.make import make_plan
+
         topology = cluster_for(recipe, None, num_devices)
         plan = make_plan(recipe, topology, backend=chosen.backend)
         check_plan(plan, force=force)

@@ -8,7 +8,7 @@ from math import prod
 
 from parctl.errors import UsageError
 from parctl.recipes.spec import AXES, ParallelismSpec, Recipe
-from parctl.topology.request import product_text
+from parctl.topology.placement.request import product_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from parctl.topology.hard_rule import inspect
 from parctl.topology.layout import Layout
 from parctl.topology.model import Device, Hardware, Topology
+from parctl.topology.placement.hard_rule import inspect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

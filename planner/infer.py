@@ -46,7 +46,7 @@ from parctl.planner.rules import (
 )
 from parctl.planner.sizes import size_text
 from parctl.recipes.spec import ParallelismSpec, Recipe
-from parctl.topology.request import product_text
+from parctl.topology.placement.request import product_text
 
 # `sp` comes with `tp`, `ep` joins in models with experts
 AUTO_FORMS = (("dp",), ("fsdp",), ("tp", "fsdp"), ("tp", "pp", "fsdp"), ("pp", "fsdp"))

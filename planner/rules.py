@@ -13,7 +13,7 @@ from parctl.planner.devices import Devices
 from parctl.planner.memory import USABLE_FRACTION, Memory, estimate_memory, unsharded_state_bytes
 from parctl.planner.sizes import size_text
 from parctl.recipes.spec import ModelSpec, ParallelismSpec, Recipe
-from parctl.topology.request import product_text
+from parctl.topology.placement.request import product_text
 
 MOST_UNEVEN = 1.15  # heaviest stage against the mean, in layers
 

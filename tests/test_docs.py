@@ -1,4 +1,4 @@
-"""What README and docs say is true: commands run, options exist, code runs, links lead somewhere."""
+"""What README and docs say is true: commands run, options exist, code runs, links are good."""
 
 import re
 import shlex

@@ -126,7 +126,7 @@ def _split(source: str) -> tuple[str | None, str]:
 def _read_one(source: str, num_devices: int | None) -> _Found:
     name, _, rest = source.partition(":")
     if source == "local":
-        from parctl.topology.local import discover_local
+        from parctl.topology.sources.local import discover_local
 
         return _whole(discover_local(num_devices), "local")
     text = _text_of(source)

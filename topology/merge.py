@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from parctl.topology.merge_hardware import merge_hardware
 from parctl.topology.model import Hardware, Node, Topology
 from parctl.topology.names import few
-from parctl.topology.order import in_natural_order
+from parctl.topology.placement.order import in_natural_order
 from parctl.topology.precedence import fact_rank
 from parctl.topology.unknown import still_unknown
 

@@ -6,8 +6,8 @@ from parctl.topology.model import Topology
 
 # format -> module and its function `Topology -> str`
 EXPORTS = {
-    "svg": "parctl.topology.picture:topology_to_svg",
-    "html": "parctl.topology.page:topology_to_html",
+    "svg": "parctl.topology.picture.svg:topology_to_svg",
+    "html": "parctl.topology.picture.page:topology_to_html",
     "slurm": "parctl.topology.export.slurm:export",
     "slurm-yaml": "parctl.topology.export.slurm_yaml:export",
     "kueue": "parctl.topology.export.kueue:export",

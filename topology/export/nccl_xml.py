@@ -155,7 +155,7 @@ def _bridge(number: int) -> str:
 
 def _affinity(hardware: Hardware, numa: int | None) -> str:
     """The CPUs of a NUMA node as NCCL's mask of 32-bit words."""
-    from parctl.topology.local import parse_cpu_list
+    from parctl.topology.sources.local import parse_cpu_list
 
     lists = {device.cpu_affinity for device in hardware.devices if device.numa == numa}
     if len(lists) != 1 or not (text := lists.pop()) or not re.fullmatch(r"[0-9,-]{1,400}", text):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from parctl.errors import UsageError
 from parctl.topology.model import Node, Topology
 from parctl.topology.names import few
-from parctl.topology.order import natural_key
+from parctl.topology.placement.order import natural_key
 from parctl.topology.sources.plain import gpu_hardware
 
 MAX_TIERS = 16

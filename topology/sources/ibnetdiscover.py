@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from parctl.errors import UsageError
 from parctl.topology.model import Hardware, Nic, Node, Topology
-from parctl.topology.order import in_natural_order, natural_key
+from parctl.topology.placement.order import in_natural_order, natural_key
 from parctl.topology.sources.capture import plain_lines
 
 SOURCE = "ibnetdiscover"

@@ -22,7 +22,7 @@ from parctl.errors import UsageError
 from parctl.topology.document import mapping, mappings, read_documents, text_of
 from parctl.topology.model import Node, Topology
 from parctl.topology.names import few
-from parctl.topology.order import natural_key
+from parctl.topology.placement.order import natural_key
 from parctl.topology.sources.kubernetes_labels import (
     KNOWN_PREFIXES,
     label,

@@ -11,8 +11,8 @@ from typing import Any
 
 from parctl.topology.document import mapping, mappings, text_of, whole_number
 from parctl.topology.model import Device, Nic
-from parctl.topology.pci import pci_address
 from parctl.topology.products import find_product
+from parctl.topology.sources.pci import pci_address
 from parctl.topology.sources.quantity import parse_quantity
 
 SOURCE = "k8s-slice"

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from xml.parsers import expat
 
 from parctl.errors import UsageError
-from parctl.topology.pci import pci_address
 from parctl.topology.sources.capture import MAX_DEVICES, too_many
+from parctl.topology.sources.pci import pci_address
 
 GPU_CLASSES = ("0x0302", "0x0380", "0x1200")
 VGA_CLASS = "0x0300"

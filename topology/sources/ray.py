@@ -21,7 +21,7 @@ from parctl.errors import BackendError, UsageError
 from parctl.topology.document import mapping, mappings, read_documents, text_of, whole_number
 from parctl.topology.model import Device, Hardware, Node, Topology
 from parctl.topology.names import few
-from parctl.topology.order import natural_key
+from parctl.topology.placement.order import natural_key
 from parctl.topology.products import find_product
 from parctl.topology.sources.plain import cpu_slots, gpu_hardware
 

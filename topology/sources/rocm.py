@@ -18,7 +18,6 @@ from typing import Any
 
 from parctl.errors import UsageError
 from parctl.topology.model import Device, Hardware, Topology
-from parctl.topology.pci import pci_address
 from parctl.topology.sources.capture import (
     MAX_DEVICES,
     UNKNOWN,
@@ -31,6 +30,7 @@ from parctl.topology.sources.capture import (
     too_many,
     unknown_matrix,
 )
+from parctl.topology.sources.pci import pci_address
 
 XGMI_HOP = 15  # weight of one xGMI link in the driver's topology
 TITLES = {

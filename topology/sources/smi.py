@@ -20,7 +20,7 @@ from typing import Any
 from parctl.errors import UsageError
 from parctl.topology.model import Device, Hardware, Nic, Node, Topology
 from parctl.topology.names import few
-from parctl.topology.order import in_natural_order
+from parctl.topology.placement.order import in_natural_order
 from parctl.topology.sources.capture import (
     UNKNOWN,
     Matrix,

@@ -1,0 +1,1 @@
+"""Pictures of a cluster: SVG, and one self-contained HTML page."""
