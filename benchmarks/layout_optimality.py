@@ -9,7 +9,14 @@ tests. Prints every job whose cost is not the optimum, and the counts.
 import argparse
 from math import inf, isclose
 
-from tests.topology.placement.brute_force import Job, clusters, optimum, placed, requests, usable_places
+from tests.topology.placement.brute_force import (
+    Job,
+    clusters,
+    optimum,
+    placed,
+    requests,
+    usable_places,
+)
 
 from parctl.errors import CannotPlaceError
 

@@ -12,6 +12,7 @@ import argparse
 import importlib
 import json
 import random
+import re
 import signal
 import sys
 import time
