@@ -38,6 +38,7 @@ def launch(
     and exits as the run does: 0, 1 when it failed, 130 when it was cancelled. The first ^C then
     cancels the run (training saves a checkpoint), a second one leaves at once.
     """
+    from parctl.cli.follow import follow_run  # here: once the run is there, ^C must find it ready
     from parctl.cli.output import check_format, note, print_document
     from parctl.launcher.launch import prepared_launch
 
@@ -64,8 +65,6 @@ def launch(
     if not reference.created:
         note("this run exists already with the same plan; nothing was started")
     if follow:
-        from parctl.cli.follow import follow_run
-
         return follow_run(owner, reference.run_id)
     note(f"it runs by itself; follow it with: `parctl logs {reference.run_id} --follow`")
     return 0

@@ -46,7 +46,6 @@ from parctl.recipes.spec import Recipe
 
 CANCEL_S = 5.0  # from the call of `cancel` until nothing is left, unless it says otherwise
 FORCE_S = 1.2  # of that time, what is kept for doing it without the supervisor
-TAKE_OVER_S = 2.0  # a supervisor that is being started has so long to take its run over
 POLL_S = 0.05
 
 
@@ -100,7 +99,12 @@ class LocalBackend:
             ) from error
         if created:
             supervisor, self._ahead = self._ahead, None
-            _await_supervisor(run, supervisor or _spawn_supervisor(run, run.supervisor_log))
+            supervisor = supervisor or _spawn_supervisor(run, run.supervisor_log)
+            try:
+                _await_supervisor(run, supervisor)
+            except KeyboardInterrupt:  # nobody has been told that there is such a run
+                self.cancel(run.run_id)
+                raise
         return RunRef(run_id=run.run_id, backend="local", created=created)
 
     def status(self, run_id: str) -> RunStatus:

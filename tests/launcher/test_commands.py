@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -245,3 +246,48 @@ def test_an_id_that_breaks_the_rules_exits_2(recipe: str, run_id: str, capsys: C
 def test_a_back_end_that_is_not_built_exits_2(recipe: str, capsys: Capture) -> None:
     assert parctl(["launch", recipe, "-b", "ray"]) == 2
     assert "back end `ray` is not built in this version" in capsys.readouterr().err
+
+
+def test_the_fields_of_status_are_those_that_are_documented(recipe: str, capsys: Capture) -> None:
+    does(recipe, "3")
+    parctl(["launch", recipe, "--run-id", "r1", "--follow"])
+    capsys.readouterr()
+    assert parctl(["status", "r1", "-o", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+
+    page = (Path(__file__).parents[2] / "docs" / "local.md").read_text()
+    table = page.partition("### A run as data")[2].partition("## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| `")]
+    documented = [re.findall(r"`(\w+)`", row) for row in rows]
+    names = [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert names == list(found)
+    assert set(found["verdict"]) == set(documented[names.index("state") + 3]) - {"verdict"}
+    assert set(found["ranks"][0]) <= set(documented[-2])
+
+
+def test_torch_is_on_its_way_before_the_planner_is_imported() -> None:
+    words = ["launch", "tiny-llama", "--dry-run"]
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "parctl", *words], capture_output=True, text=True
+    )
+    modules = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines()]
+
+    # the guard belongs to the back end, whose head start it is; the planner wants numpy
+    assert modules.index("parctl.launcher.guard") < modules.index("numpy")
+
+
+def test_a_launch_that_is_interrupted_before_it_printed_the_id_leaves_no_run_behind(
+    recipe: str, tmp_path: Path
+) -> None:
+    does(recipe, "sleep")
+    slow = "import sys, time\nif 'parctl.launcher.supervisor' in sys.orig_argv: time.sleep(1.5)\n"
+    (tmp_path / "sitecustomize.py").write_text(slow)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    words = [sys.executable, "-m", "parctl", "launch", recipe, "--run-id", "r1"]
+    with subprocess.Popen(words, env={**os.environ, "PYTHONPATH": path}) as launcher:
+        until(directory("r1").state.exists)
+        launcher.send_signal(signal.SIGINT)
+
+    assert launcher.returncode == 130
+    assert BACKEND.status("r1").state is State.CANCELLED
+    assert left("r1") == []
