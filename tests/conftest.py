@@ -1,9 +1,15 @@
 """Every test starts from a clean environment and its own state and config directories."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+
+# A background job of a shell is started with ^C ignored, and would hand that on to every program
+# that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 LEAKING = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "KUBECONFIG", "CUDA_VISIBLE_DEVICES", "NO_COLOR")
 LEAKING_PREFIXES = ("MASTER_", "TORCHELASTIC_", "PARCTL_", "RAY_")
