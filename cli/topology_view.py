@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from parctl.topology.check.questions import Check, TpAnswer
 from parctl.topology.describe import (
     devices_text,
+    hardware_cells,
     headline,
     links_text,
     memory_text,
@@ -14,7 +15,6 @@ from parctl.topology.describe import (
     nics_text,
     nodes_alike,
     numa_text,
-    sources_text,
 )
 from parctl.topology.model import Hardware, Node, Topology
 from parctl.topology.products import find_product
@@ -35,12 +35,7 @@ def show_table(topology: Topology, console: "Console") -> None:
     for hardware, nodes in nodes_alike(topology.nodes):
         table.add_row(
             name_range([node.name for node in nodes]),
-            devices_text(hardware.devices),
-            memory_text(hardware.devices),
-            links_text(hardware),
-            numa_text(hardware.devices),
-            nics_text(hardware),
-            sources_text(hardware),
+            *hardware_cells(hardware),
         )
     console.print()
     console.print(table)

@@ -128,6 +128,18 @@ def sources_text(hardware: Hardware) -> str:
     return ", ".join(dict.fromkeys([*found, *hardware.sources.values()])) or UNKNOWN
 
 
+def hardware_cells(hardware: Hardware) -> tuple[str, ...]:
+    """What a table says of a node: devices, memory, links, NUMA, NICs, sources."""
+    return (
+        devices_text(hardware.devices),
+        memory_text(hardware.devices),
+        links_text(hardware),
+        numa_text(hardware.devices),
+        nics_text(hardware),
+        sources_text(hardware),
+    )
+
+
 def nodes_alike(nodes: Sequence[Node]) -> list[tuple[Hardware, list[Node]]]:
     """Nodes by what looks alike in a table, in order of first appearance."""
     groups: dict[tuple[str, ...], tuple[Hardware, list[Node]]] = {}
@@ -135,14 +147,7 @@ def nodes_alike(nodes: Sequence[Node]) -> list[tuple[Hardware, list[Node]]]:
     for node in nodes:
         hardware = node.hardware
         if id(hardware) not in looks:
-            looks[id(hardware)] = (
-                devices_text(hardware.devices),
-                memory_text(hardware.devices),
-                links_text(hardware),
-                numa_text(hardware.devices),
-                nics_text(hardware),
-                sources_text(hardware),
-            )
+            looks[id(hardware)] = hardware_cells(hardware)
         groups.setdefault(looks[id(hardware)], (hardware, []))[1].append(node)
     return list(groups.values())
 

@@ -7,15 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from parctl.topology.check.questions import Check, check_topology
 from parctl.topology.describe import (
-    devices_text,
+    hardware_cells,
     headline,
-    links_text,
-    memory_text,
     name_range,
-    nics_text,
     nodes_alike,
-    numa_text,
-    sources_text,
 )
 from parctl.topology.model import Hardware, Topology
 from parctl.topology.picture.drawing import escaped
@@ -102,12 +97,7 @@ def _kinds(topology: Topology) -> Iterator[str]:
             escaped(text)
             for text in (
                 name_range([node.name for node in nodes]),
-                devices_text(hardware.devices),
-                memory_text(hardware.devices),
-                links_text(hardware),
-                numa_text(hardware.devices),
-                nics_text(hardware),
-                sources_text(hardware),
+                *hardware_cells(hardware),
             )
         )
         for hardware, nodes in kinds[:MAX_LINES]
