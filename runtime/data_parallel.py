@@ -60,9 +60,12 @@ def units(model: Transformer) -> list[tuple[Any, bool]]:
     The backward pass begins where the forward pass ends, so freeing the head would be in vain. A
     head tied to the embedding must be gathered together with it: both stay in the model's own unit.
     """
-    parts: list[tuple[Any, bool]] = [(block, True) for block in model.blocks]
+    parts: list[tuple[Any, bool]] = [(block, True) for block in model.blocks.values()]
     if not model.model.tied_embeddings:
-        parts += [(model.embedding, True), ([model.final_norm, model.head], False)]
+        if model.embedding is not None:
+            parts.append((model.embedding, True))
+        if model.head is not None:
+            parts.append(([model.final_norm, model.head], False))
     return [*parts, (model, False)]
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from math import prod
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
@@ -34,13 +35,23 @@ class RankMesh:
     rank: int  # RANK, not torch's
     device: torch.device
     devices: DeviceMesh  # axes larger than 1, and `fsdp` when the model is wrapped though alone
+    tokens: DeviceMesh | None  # with its `cp` axis: the ranks that share one sequence
+    experts: DeviceMesh | None  # axes `pp edp ep` and `etp` or `tp`, over the same ranks
     sizes: Mapping[str, int]
     coordinates: Mapping[str, int]
 
     def axis(self, *names: str) -> DeviceMesh | None:
-        """Return the sub-mesh over those of `names` that exist, None when none of them does."""
+        """Return the sub-mesh of `devices` over those of `names` that exist, None without any.
+
+        The ranks of a cp group hold the same weights, so `fsdp` here (`dp` where there is no fsdp)
+        runs over cp too: gradients are summed, and states sharded, over both.
+        """
         present = tuple(name for name in names if name in (self.devices.mesh_dim_names or ()))
         return self.devices[present] if present else None
+
+    @property
+    def cp(self) -> DeviceMesh | None:
+        return self.tokens["cp"] if self.tokens else None
 
     @property
     def data_size(self) -> int:
@@ -108,12 +119,16 @@ def build_mesh(layout: Layout, device: torch.device, *, wrap_alone: bool) -> Ran
     given = list(layout.axes)
     positions = torch.arange(layout.world_size).reshape(tuple(layout.axes.values()))
     positions = positions.permute([given.index(name) for name in AXES if name in given])
-    names = [name for name in AXES if sizes[name] > 1]
+    positions = positions.reshape(tuple(sizes.values()))  # axes that are absent too
+
+    merged = {name: size for name, size in sizes.items() if name != "cp"}
+    merged["fsdp" if sizes["fsdp"] > 1 else "dp"] *= sizes["cp"]
+    names = [name for name in merged if merged[name] > 1]
     if not names or (wrap_alone and not {"dp", "fsdp"} & set(names)):
-        names = [name for name in AXES if name in names or name == "fsdp"]
+        names = [name for name in merged if name in names or name == "fsdp"]
     devices = DeviceMesh(
         device.type,
-        positions.reshape([sizes[name] for name in names]),
+        positions.reshape([merged[name] for name in names]),
         mesh_dim_names=tuple(names),
     )
     rank = layout.ranks[dist.get_rank()]
@@ -122,13 +137,30 @@ def build_mesh(layout: Layout, device: torch.device, *, wrap_alone: bool) -> Ran
         rank=rank,
         device=device,
         devices=devices,
+        tokens=DeviceMesh(device.type, positions, mesh_dim_names=AXES) if sizes["cp"] > 1 else None,
+        experts=expert_mesh(layout, device),
         sizes=sizes,
         coordinates={name: own.get(name, 0) for name in AXES},
     )
 
 
+def expert_mesh(layout: Layout, device: torch.device) -> DeviceMesh | None:
+    """Deal the same ranks out again over the expert axes, as the layout did for its proofs."""
+    if layout.expert_axes is None:
+        return None
+    from parctl.topology.placement.experts import expert_grid  # most models have no experts
+
+    positions = expert_grid(layout.axes, layout.expert_axes, np.arange(layout.world_size))
+    return DeviceMesh(
+        device.type, torch.from_numpy(positions.copy()), mesh_dim_names=tuple(layout.expert_axes)
+    )
+
+
 def set_timeout(mesh: RankMesh, timeout: timedelta) -> None:
     """Change how long a collective of any axis may take."""
-    for group in (dist.group.WORLD, *mesh.devices.get_all_groups()):
+    groups = {dist.group.WORLD, *mesh.devices.get_all_groups()}
+    for more in (mesh.tokens, mesh.experts):
+        groups.update(more.get_all_groups() if more else ())
+    for group in groups:
         assert group is not None
         _set_pg_timeout(timeout, group)

@@ -94,7 +94,7 @@ def own_square_sum(
 
 def num_holders(parameter: Tensor, mesh: RankMesh) -> int:
     """How many ranks of the world hold this part of the parameter."""
-    holders = mesh.devices.size()
+    holders = mesh.devices.size() // mesh.sizes["pp"]
     if isinstance(parameter, DTensor):
         for axis, placement in enumerate(parameter.placements):
             if not placement.is_replicate():

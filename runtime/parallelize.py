@@ -12,21 +12,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from parctl.recipes.spec import ModelSpec, ParallelismSpec, TrainSpec
 from parctl.runtime import data_parallel, initialize, recompute, tensor_parallel
-from parctl.runtime.data import MicroBatch
-from parctl.runtime.loss import token_loss_sum
 from parctl.runtime.mesh import RankMesh
-from parctl.runtime.transformer import Transformer
+from parctl.runtime.transformer import Part, Transformer, whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParallelModel:
     """`partial_over_tp` names the parameters whose gradients are to be summed over tp."""
 
-    module: Transformer
+    stages: tuple[Transformer, ...]  # of this rank, in model order; the whole model without pp
     mesh: RankMesh
     own: Mapping[str, nn.Parameter]
     partial_over_tp: frozenset[str]
@@ -38,10 +36,10 @@ class ParallelModel:
         """
         return self.own
 
-    def loss_sum(self, batch: MicroBatch) -> Tensor:
-        """Run the forward pass. Returns the sum of this rank's token losses."""
-        logits = self.module(batch.tokens)
-        return token_loss_sum(logits, batch.targets, self.mesh, self.module.model.vocab_size)
+    def train(self, mode: bool = True) -> None:
+        """Turn dropout on, or off for evaluation."""
+        for stage in self.stages:
+            stage.train(mode)
 
     def finish_gradients(self) -> None:
         """Add up what the backward passes left apart."""
@@ -55,17 +53,33 @@ def parallelize(
     model: ModelSpec, parallelism: ParallelismSpec, train: TrainSpec, mesh: RankMesh
 ) -> ParallelModel:
     """Build this rank's part of the model, with its first weights."""
+    own: dict[str, nn.Parameter] = {}
+    partial: set[str] = set()
+    stages = []
+    for part in (whole(model),):
+        stage, summed = build_stage(model, part, parallelism, train, mesh)
+        stages.append(stage)
+        partial |= summed
+        own |= {recompute.canonical_name(name): value for name, value in stage.named_parameters()}
+    initialize.fill(own, num_layers=model.num_layers, seed=train.seed)
+    return ParallelModel(
+        stages=tuple(stages), mesh=mesh, own=own, partial_over_tp=frozenset(partial)
+    )
+
+
+def build_stage(
+    model: ModelSpec, part: Part, parallelism: ParallelismSpec, train: TrainSpec, mesh: RankMesh
+) -> tuple[Transformer, frozenset[str]]:
+    """Return a stage with memory, and the names whose gradients are to be summed over tp."""
     dtype = torch.float64 if train.precision == "fp64" else torch.float32
     with torch.device("meta"):
-        module = Transformer(model).to(dtype)
-    partial: frozenset[str] = frozenset()
+        stage = Transformer(model, part).to(dtype)
+    summed: frozenset[str] = frozenset()
     tp = mesh.axis("tp")
     if tp is not None:
-        partial = tensor_parallel.apply(module, tp, sequence_parallel=parallelism.sp)
-    recompute.apply(module, train.recompute)
-    data_parallel.apply(module, mesh, precision=train.precision, zero_stage=parallelism.zero_stage)
-    module.to_empty(device=mesh.device)
-    module.tie()  # allocating has parted what was one
-    own = {recompute.canonical_name(name): value for name, value in module.named_parameters()}
-    initialize.fill(own, num_layers=model.num_layers, seed=train.seed)
-    return ParallelModel(module=module, mesh=mesh, own=own, partial_over_tp=partial)
+        summed = tensor_parallel.apply(stage, tp, sequence_parallel=parallelism.sp)
+    recompute.apply(stage, train.recompute)
+    data_parallel.apply(stage, mesh, precision=train.precision, zero_stage=parallelism.zero_stage)
+    stage.to_empty(device=mesh.device)
+    stage.tie()  # allocating has parted what was one
+    return stage, summed

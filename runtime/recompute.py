@@ -50,12 +50,12 @@ def apply(model: Transformer, recompute: Recompute) -> None:
     """
     if recompute == "none":
         return
-    for index, block in enumerate(model.blocks):
+    for layer, block in model.blocks.items():
         if recompute == "selective":
             wrapped: nn.Module = checkpoint_wrapper(block, context_fn=selective_contexts)
         else:
             wrapped = checkpoint_wrapper(block)
-        model.blocks[index] = wrapped
+        model.blocks[layer] = wrapped
 
 
 def canonical_name(name: str) -> str:

@@ -50,12 +50,14 @@ def apply(model: Transformer, tp: DeviceMesh, *, sequence_parallel: bool) -> fro
     enter: Exchange = partial(call, Gather if sequence_parallel else Copy, group)
     leave: Exchange = partial(call, Scatter if sequence_parallel else Reduce, group)
 
-    split_embedding(model.embedding, tp, leave)
-    split(model.head, tp, OUTPUTS)
+    if model.embedding is not None:
+        split_embedding(model.embedding, tp, leave)
+    if model.head is not None:
+        split(model.head, tp, OUTPUTS)
     model.enter_head = enter
     model.tie()
     shared_heads = model.model.num_kv_heads % tp.size() != 0
-    for block in model.blocks:
+    for block in model.blocks.values():
         assert isinstance(block, Block)
         block.attention.enter = block.feed_forward.enter = enter
         split_attention(block.attention, tp, leave, shared_heads=shared_heads)
@@ -136,6 +138,7 @@ def set_parameter(module: nn.Module, name: str, tensor: Tensor) -> None:
 
 def split_sequence(model: Transformer, tp: DeviceMesh) -> None:
     """Tell the modules of the stream that they see this rank's tokens only."""
+    model.stream_shards = tp.size()
     for module in model.modules():
         if isinstance(module, Dropout):
             module.tp_rank = tp.get_local_rank()

@@ -3,7 +3,6 @@
 `train` is the whole of it; the functions below are its verbs, in the order it uses them.
 """
 
-import hashlib
 from collections.abc import Callable
 from datetime import timedelta
 from enum import Enum
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from parctl.errors import ParctlError, UsageError
 from parctl.recipes.spec import TrainSpec, to_json
-from parctl.runtime import data_parallel
 from parctl.runtime.checkpoint import Progress, read_progress
 from parctl.runtime.data import Batches
 from parctl.runtime.mesh import LONG_TIMEOUT, set_timeout
@@ -111,22 +109,14 @@ def accumulate_gradients(training: Training, step: int) -> Tensor:
     Returns the loss sum over this rank's tokens, divided by the global tokens.
     """
     spec, model = training.spec, training.model
-    num_tokens = spec.global_batch * spec.seq_len
-    num_micro_batches = spec.global_batch // (spec.micro_batch * model.mesh.data_size)
-    total = torch.zeros((), dtype=torch.float64, device=model.mesh.device)
-    batches = training.train_batches.training(cursor_before(spec, step))
+    batches = list(training.train_batches.training(cursor_before(spec, step)))
     training.optimizer.zero_grad()
-    model.module.train()
-    for index, batch in enumerate(batches):
-        seed_dropout(spec.seed, step, index, model.mesh.data_rank)
-        data_parallel.set_gradient_exchange(
-            model.module, model.mesh, last=index == num_micro_batches - 1
-        )
-        loss = model.loss_sum(batch) / num_tokens
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
+    model.train()
+    loss_sum = training.passes.train(
+        batches, step=step, num_tokens=spec.global_batch * spec.seq_len
+    )
     model.finish_gradients()
-    return total
+    return loss_sum
 
 
 def exchange_totals(
@@ -173,7 +163,7 @@ def update_weights(training: Training, step: int, grad_norm: float) -> float:
 def validate(training: Training, batches: Batches) -> float:
     """Mean loss over the first `validate_batches` global batches of the validation tokens."""
     model = training.model
-    model.module.eval()
+    model.train(False)
     total = torch.zeros((), dtype=torch.float64, device=model.mesh.device)
     num_tokens = 0
     for index in range(training.spec.validate_batches):
@@ -181,10 +171,7 @@ def validate(training: Training, batches: Batches) -> float:
         if in_batch == 0:
             break
         num_tokens += in_batch
-        for batch in batches.validation(index):
-            with torch.no_grad():
-                total += model.loss_sum(batch)
-    data_parallel.free_gathered(model.module)
+        total += training.passes.evaluate(list(batches.validation(index)))
     total /= model.mesh.num_equal_losses
     dist.all_reduce(total)
     return float(total) / num_tokens
@@ -210,9 +197,3 @@ def save(training: Training, step: int) -> None:
 def cursor_before(spec: TrainSpec, step: int) -> int:
     """Sequences that the steps before `step` used."""
     return (step - 1) * spec.global_batch
-
-
-def seed_dropout(seed: int, step: int, micro_batch: int, data_rank: int) -> None:
-    """Seed the default generator: equal in a TP group, else different, the same after a resume."""
-    key = f"{seed}:{step}:{micro_batch}:{data_rank}"
-    torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))

@@ -14,6 +14,7 @@ from parctl.runtime.mesh import RankMesh
 from parctl.runtime.metrics import Reporter
 from parctl.runtime.optimizer import make_optimizer
 from parctl.runtime.parallelize import ParallelModel, parallelize
+from parctl.runtime.passes import Passes, make_passes
 from parctl.runtime.tokens import TokenStream, open_stream
 
 
@@ -23,6 +24,7 @@ class Training:
 
     plan: Plan
     model: ParallelModel
+    passes: Passes
     optimizer: torch.optim.AdamW
     train_batches: Batches
     validation_batches: Batches | None
@@ -60,6 +62,7 @@ def prepare(
     return Training(
         plan=plan,
         model=parallel,
+        passes=make_passes(parallel, spec),
         optimizer=make_optimizer(parallel.parameters(), spec.optimizer),
         train_batches=train_batches,
         validation_batches=validation_batches,

@@ -3,6 +3,8 @@
     tokens -> embedding (+ learned positions) -> blocks -> final norm -> head -> logits
     block:  x + attention(norm(x)), then x + feed_forward(norm(x))
 
+A pipeline stage is the same module with some of its parts (`Part`), under the same names.
+
 Nothing here knows about parallelism, except where exchanges between ranks will happen (`enter`,
 `leave`) and that a rank reads its own part of a weight (`local`). Parameter names stay those of
 this file in every checkpoint.
@@ -10,6 +12,9 @@ this file in every checkpoint.
 Shapes: B batch, S sequence, D dim, F ffn_dim, V vocabulary. Under SP the stream between `leave` and
 `enter` holds S/tp tokens.
 """
+
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -119,19 +124,41 @@ class Block(nn.Module):
         return out
 
 
-class Transformer(nn.Module):
-    """Maps tokens `[B, S]` to logits `[B, S, V]`. Under TP, V is this rank's part of them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What of a model one pipeline stage holds."""
 
-    def __init__(self, model: ModelSpec) -> None:
+    layers: tuple[int, ...]  # indices in the whole model
+    first: bool  # has the embedding: takes tokens, others take the stream
+    last: bool  # has the final norm and the head: gives logits, others give the stream
+
+
+def whole(model: ModelSpec) -> Part:
+    return Part(layers=tuple(range(model.num_layers)), first=True, last=True)
+
+
+class Transformer(nn.Module):
+    """Maps tokens `[B, S]` to logits `[B, S, V]`. Under TP, V is this rank's part of them.
+
+    A stage that is not the first takes the stream `[B, S, D]`, one that is not the last gives it.
+    """
+
+    stream_shards = 1  # how many TP ranks share the tokens of the stream (SP)
+
+    def __init__(self, model: ModelSpec, part: Part | None = None) -> None:
         super().__init__()
         self.model = model
-        self.embedding = Embedding(model)
-        self.positions = Positions(model) if model.positions == "learned" else None
+        self.part = part or whole(model)
+        first, last = self.part.first, self.part.last
+        # a last stage whose head is tied keeps a copy of the embedding, under its name
+        has_embedding = first or (last and model.tied_embeddings)
+        self.embedding = Embedding(model) if has_embedding else None
+        self.positions = Positions(model) if first and model.positions == "learned" else None
         self.dropout = Dropout(model.dropout)
-        self.blocks = nn.ModuleList([Block(model) for _ in range(model.num_layers)])
-        self.final_norm = Norm(model)
+        self.blocks = nn.ModuleDict({str(layer): Block(model) for layer in self.part.layers})
+        self.final_norm = Norm(model) if last else None
         self.enter_head: Exchange = nothing
-        self.head = Linear(model.dim, model.vocab_size, bias=False)
+        self.head = Linear(model.dim, model.vocab_size, bias=False) if last else None
         self.tie()
 
     def tie(self) -> None:
@@ -139,20 +166,30 @@ class Transformer(nn.Module):
 
         Its one name is `embedding.weight`.
         """
-        if self.model.tied_embeddings:
+        if self.model.tied_embeddings and self.head is not None:
+            assert self.embedding is not None
             self.head.weight = self.embedding.weight
 
-    def forward(self, tokens_BS: Tensor) -> Tensor:
-        num_tokens = tokens_BS.shape[1]
-        x_BSD = self.embedding(tokens_BS)
-        if self.positions is not None:
-            x_BSD = x_BSD + self.positions(num_tokens)
-        x_BSD = self.dropout(x_BSD)
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` is tokens `[B, S]` in the first stage, the stream `[B, S, D]` in the others."""
+        num_tokens = x.shape[1] * (1 if self.part.first else self.stream_shards)
+        x_BSD = self.embed(x) if self.part.first else x
         turn = None
         if self.model.positions == "rope":
             dtype = torch.promote_types(x_BSD.dtype, torch.float32)
-            turn = rotation(self.model, num_tokens, tokens_BS.device, dtype)
-        for block in self.blocks:
+            turn = rotation(self.model, num_tokens, x.device, dtype)
+        for block in self.blocks.values():
             x_BSD = block(x_BSD, turn)
-        logits_BSV: Tensor = self.head(self.enter_head(self.final_norm(x_BSD)))
+        if self.head is None:
+            return x_BSD
+        norm = cast(Norm, self.final_norm)
+        logits_BSV: Tensor = self.head(self.enter_head(norm(x_BSD)))
         return logits_BSV
+
+    def embed(self, tokens_BS: Tensor) -> Tensor:
+        assert self.embedding is not None
+        x_BSD: Tensor = self.embedding(tokens_BS)
+        if self.positions is not None:
+            x_BSD = x_BSD + self.positions(tokens_BS.shape[1])
+        dropped: Tensor = self.dropout(x_BSD)
+        return dropped

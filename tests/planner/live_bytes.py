@@ -24,6 +24,7 @@ from parctl.runtime.data import MicroBatch
 from parctl.runtime.mesh import build_mesh
 from parctl.runtime.optimizer import make_optimizer
 from parctl.runtime.parallelize import parallelize
+from parctl.runtime.passes import make_passes
 from parctl.topology.layout import Layout, Slot
 
 
@@ -102,21 +103,23 @@ def measure(recipe: Recipe, axes: Mapping[str, int]) -> Measured:
     with fake_world(size):
         mesh = build_mesh(layout, torch.device("cpu"), wrap_alone=train.precision == "bf16")
         parallel = parallelize(model, recipe.parallelism, train, mesh)
+        passes = make_passes(parallel, train)
         optimizer = make_optimizer(parallel.parameters(), train.optimizer)
         tokens = torch.zeros(train.micro_batch, train.seq_len, dtype=torch.int64)
         batch = MicroBatch(tokens=tokens, targets=tokens)
         parameters = list(parallel.parameters().values())
         with LiveBytes(parameters) as live:
             # micro-batches after the first find gradients there
-            torch.autograd.backward(parallel.loss_sum(batch))
+            passes.train([batch], step=1, num_tokens=1)
             before = live.now
-            logits = parallel.module(tokens)
+            (stage,) = parallel.stages
+            logits = stage(tokens)
             # what a module calls its parameters between the passes is what it has gathered
-            whole = [part for part in parallel.module.parameters() if live.has_seen(part)]
+            whole = [part for part in stage.parameters() if live.has_seen(part)]
             gathered = _bytes(whole)
             held = live.now - before - _bytes([logits]) - gathered
             del logits
-            torch.autograd.backward(parallel.loss_sum(batch))
+            passes.train([batch], step=1, num_tokens=1)
         return Measured(
             weights=_bytes(parameters),
             gradients=_bytes([parameter.grad for parameter in parameters]),

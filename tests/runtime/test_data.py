@@ -43,6 +43,8 @@ def mesh(data_rank: int = 0, data_size: int = 1) -> RankMesh:
         rank=data_rank,
         device=torch.device("cpu"),
         devices=None,  # type: ignore[arg-type]  # batches need no group
+        tokens=None,
+        experts=None,
         sizes=axes,
         coordinates={**dict.fromkeys(axes, 0), "fsdp": data_rank},
     )

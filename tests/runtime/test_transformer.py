@@ -119,13 +119,17 @@ def test_attention_is_softmax_of_scaled_products() -> None:
 
 def test_first_weights_have_their_standard_deviations() -> None:
     model = model_of(replace(LLAMA, dim=128, ffn_dim=256))
-    assert float(model.embedding.weight.detach().std()) == pytest.approx(0.02, rel=0.02)
-    block = model.blocks[0]
+    assert float(model.get_parameter("embedding.weight").detach().std()) == pytest.approx(
+        0.02, rel=0.02
+    )
+    block = model.blocks["0"]
     assert isinstance(block, Block)
     assert float(block.feed_forward.w_down.weight.detach().std()) == pytest.approx(
         0.02 / 2, rel=0.02
     )  # 1/sqrt(2 x 2 layers)
-    assert torch.equal(model.final_norm.weight, torch.ones(128, dtype=torch.float64))
+    assert torch.equal(
+        model.get_parameter("final_norm.weight"), torch.ones(128, dtype=torch.float64)
+    )
 
 
 def test_first_weights_follow_from_seed_name_and_rows() -> None:
