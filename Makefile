@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TESTS ?= tests
 
-.PHONY: demo test test-deps check format bench clean
+.PHONY: demo test test-deps matrix-runtime check format bench clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "parctl needs Python 3.11 or newer; make PYTHON=python3.12 ...")'
@@ -25,6 +25,10 @@ test-deps:
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(TESTS)
 
+# Every product of parallel forms beside one process; `make test` runs a sample of it.
+matrix-runtime: $(INSTALLED)
+	$(BIN)/python -m tests.runtime.matrix
+
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,8 +39,10 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-.venv-peers/.installed: benchmarks/peers.txt
+# Peers train with the torch that parctl trains with: one installation, seen by both.
+.venv-peers/.installed: benchmarks/peers.txt $(INSTALLED)
 	$(PYTHON) -m venv .venv-peers
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > $$(.venv-peers/bin/python -c 'import site; print(site.getsitepackages()[0])')/torch-of-parctl.pth
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
 	touch $@
 
@@ -44,6 +50,7 @@ format: $(INSTALLED)
 bench: $(INSTALLED) .venv-peers/.installed
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/launch_cost.py
+	$(BIN)/python -m benchmarks.train_cpu
 
 clean:
 	rm -rf .venv .venv-peers build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,16 +1,19 @@
 """What a launch costs before the work begins, beside torchrun, in one run.
 
-Two marks, each the time from the command to the moment when the last rank has got there, and the
+Three marks, each the time from the command to the moment when the last rank has got there, and the
 CPU seconds that all processes together had used by the end:
 
     script       the first line of a user's script (`task: script`; it imports nothing)
     collective   the end of the first all-reduce of the bundled runtime, whose rank function
                  torchrun starts too
+    step         the end of the first training step of the same: what the first all-reduce did not
+                 need yet has been imported by then, so no cost can hide behind the mark
 
 Goals: script no slower than torchrun, collective at most half of it. The two take turns, so that
-other work on the machine hits both; medians are printed.
+other work on the machine hits both; medians are printed. At the first training step the memory of
+a rank is read too: its proportional set size, in which a page shared by n processes counts 1/n.
 
-    python benchmarks/launch_cost.py [--rounds 5] [--ranks 2 4 8]
+    python benchmarks/launch_cost.py [--rounds 5] [--ranks 2 4 8] [--marks script collective step]
 """
 
 import argparse
@@ -24,48 +27,63 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 PYTHON = Path(sys.executable)
-GOALS = {"script": 1.0, "collective": 0.5}
+GOALS: dict[str, float | None] = {"script": 1.0, "collective": 0.5, "step": None}
 SCRIPT = """\
 import os, time
 now = time.time()
 path = f"{os.environ['MARKS']}/rank-{os.environ['RANK']}"
 with open(path + ".part", "w") as file:
-    file.write(repr(now))
+    file.write(f"{now!r} 0")
 os.rename(path + ".part", path)
 """
-# given to both sides through PYTHONPATH: stamps the time after a first all-reduce, and leaves
+# given to both sides through PYTHONPATH: stamps the time at the mark, and leaves
 HOOK = """\
 import importlib.abc, importlib.machinery, os, sys, time
 
-def stamp_first_collective():
+def stamp():
+    now = time.time()
+    import torch.distributed as dist
+    rollup = open("/proc/self/smaps_rollup").read().split()
+    path = f"{os.environ['MARKS']}/rank-{os.environ['RANK']}"
+    dist.barrier()
+    with open(path + ".part", "w") as file:
+        file.write(f"{now!r} {rollup[rollup.index('Pss:') + 1]}")  # KiB
+    os.rename(path + ".part", path)
+    dist.destroy_process_group()
+    os._exit(0)
+
+def stamp_first_collective(worker):
     import torch, torch.distributed as dist
     join = dist.init_process_group
     def joined(*args, **kwargs):
         join(*args, **kwargs)
         dist.all_reduce(torch.ones(1))
-        now = time.time()
-        path = f"{os.environ['MARKS']}/rank-{os.environ['RANK']}"
-        with open(path + ".part", "w") as file:
-            file.write(repr(now))
-        os.rename(path + ".part", path)
-        dist.barrier()
-        dist.destroy_process_group()
-        os._exit(0)
+        stamp()
     dist.init_process_group = joined
+
+def stamp_first_step(metrics):
+    metrics.Reporter.count_step = lambda reporter: stamp()
+
+MODULES = {
+    "collective": ("parctl.runtime.worker", stamp_first_collective),
+    "step": ("parctl.runtime.metrics", stamp_first_step),
+}
+MODULE, change = MODULES[os.environ["MARK"]]
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "parctl.runtime.worker":
+        if name != MODULE:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         execute = spec.loader.exec_module
         def exec_module(module):
             execute(module)
-            stamp_first_collective()
+            change(module)
         spec.loader.exec_module = exec_module
         return spec
 
@@ -77,7 +95,7 @@ from pathlib import Path
 from parctl.runtime.worker import run_rank
 # torchrun's own store listens on its MASTER_PORT
 os.environ.update(MASTER_PORT=os.environ["STORE_PORT"], PARCTL_RUN_ID="bench", PARCTL_ATTEMPT="1")
-sys.exit(run_rank(Path(sys.argv[1]), Path(sys.argv[2])))
+sys.exit(run_rank(Path(sys.argv[1]), Path(os.environ["XDG_STATE_HOME"])))
 """
 
 
@@ -85,13 +103,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--marks", choices=list(GOALS), nargs="+", default=list(GOALS))
     options = parser.parse_args()
     _adopt_orphans()
     print(f"{'mark':<12}{'ranks':>5}{'parctl s':>10}{'torchrun s':>12}{'ratio':>7}", end="")
-    print(f"{'goal':>7}{'parctl CPU':>12}{'torchrun CPU':>14}")
+    print(f"{'goal':>7}{'parctl CPU':>12}{'torchrun CPU':>14}", end="")
+    print(f"{'parctl MiB':>12}{'torchrun MiB':>14}")
     with tempfile.TemporaryDirectory() as folder:
-        for mark, sides in (("script", script_sides), ("collective", collective_sides)):
+        for mark in options.marks:
             for num_ranks in options.ranks:
+                sides = script_sides if mark == "script" else runtime_sides
                 _compare(mark, num_ranks, options.rounds, sides(Path(folder), num_ranks))
 
 
@@ -111,7 +132,7 @@ def script_sides(folder: Path, num_ranks: int) -> list[list[str]]:
     ]
 
 
-def collective_sides(folder: Path, num_ranks: int) -> list[list[str]]:
+def runtime_sides(folder: Path, num_ranks: int) -> list[list[str]]:
     """The commands that start the bundled runtime; torchrun gets a plan that is made beforehand."""
     from parctl.planner.cluster import cluster_for
     from parctl.planner.make import make_plan
@@ -123,12 +144,14 @@ def collective_sides(folder: Path, num_ranks: int) -> list[list[str]]:
     rank = folder / "rank.py"
     rank.write_text(TORCHRUN_RANK)
     overrides = [f"parallelism=TP2+SP+FSDP{num_ranks // 2}", "train.micro_batch=1"]
+    overrides.append("train.global_batch=4")  # a step that is no work to speak of
     recipe = load_recipe("tiny-llama", overrides)
     plan = make_plan(recipe, cluster_for(recipe, None))
     plan_file = folder / f"plan-{num_ranks}.json"
     plan_file.write_text(json.dumps(plan.to_json()))
     sets = [word for override in overrides for word in ("--set", override)]
-    environment = ["/usr/bin/env", f"PYTHONPATH={hook}", f"STORE_PORT={_free_port()}"]
+    path = os.pathsep.join(filter(None, [str(hook), os.environ.get("PYTHONPATH")]))
+    environment = ["/usr/bin/env", f"PYTHONPATH={path}", f"STORE_PORT={_free_port()}"]
     return [
         [*environment, str(PYTHON), "-m", "parctl", "launch", "tiny-llama", *sets],
         [
@@ -137,35 +160,45 @@ def collective_sides(folder: Path, num_ranks: int) -> list[list[str]]:
             f"--nproc-per-node={num_ranks}",
             str(rank),
             str(plan_file),
-            str(folder),
         ],
     ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What one command took: seconds until the last rank's mark, CPU seconds of all processes."""
+
+    wall_s: float
+    cpu_s: float
+    rank_mib: float  # mean proportional set size of the ranks at the mark
+
+
 def _compare(mark: str, num_ranks: int, rounds: int, sides: list[list[str]]) -> None:
-    walls: list[list[float]] = [[], []]
-    cpus: list[list[float]] = [[], []]
+    costs: list[list[Cost]] = [[], []]
     for round_ in range(rounds + 1):
         for side, command in enumerate(sides):
-            wall, cpu = _measure(command, num_ranks)
+            cost = _measure(command, mark, num_ranks)
             if round_ > 0:  # the first round warms the file cache
-                walls[side].append(wall)
-                cpus[side].append(cpu)
-    ours, theirs = median(walls[0]), median(walls[1])
+                costs[side].append(cost)
+    walls = [median(cost.wall_s for cost in side) for side in costs]
+    cpus = [median(cost.cpu_s for cost in side) for side in costs]
+    memory = [median(cost.rank_mib for cost in side) for side in costs]
+    goal = GOALS[mark]
     print(
-        f"{mark:<12}{num_ranks:>5}{ours:>10.2f}{theirs:>12.2f}{ours / theirs:>7.2f}"
-        f"{GOALS[mark]:>7.2f}{median(cpus[0]):>12.2f}{median(cpus[1]):>14.2f}",
+        f"{mark:<12}{num_ranks:>5}{walls[0]:>10.2f}{walls[1]:>12.2f}{walls[0] / walls[1]:>7.2f}"
+        f"{'--' if goal is None else goal:>7}{cpus[0]:>12.2f}{cpus[1]:>14.2f}"
+        + (f"{memory[0]:>12.0f}{memory[1]:>14.0f}" if mark == "step" else ""),
         flush=True,
     )
 
 
-def _measure(command: list[str], num_ranks: int) -> tuple[float, float]:
-    """Return the seconds until the last rank's mark, and the CPU seconds of all processes."""
+def _measure(command: list[str], mark: str, num_ranks: int) -> Cost:
     with tempfile.TemporaryDirectory() as folder:
         marks = Path(folder) / "marks"
         marks.mkdir()
         environment = {
             **os.environ,
+            "MARK": mark,
             "MARKS": str(marks),
             "XDG_STATE_HOME": folder,
             "OMP_NUM_THREADS": "1",
@@ -177,8 +210,12 @@ def _measure(command: list[str], num_ranks: int) -> tuple[float, float]:
             raise SystemExit(f"{' '.join(command)} failed: {done.stderr}")
         _until(lambda: len(list(marks.glob("rank-*[0-9]"))) == num_ranks)
         _reap()
-        times = [float(mark.read_text()) for mark in marks.glob("rank-*[0-9]")]
-        return max(times) - began, _cpu_of_children() - used
+        stamps = [path.read_text().split() for path in marks.glob("rank-*[0-9]")]
+        return Cost(
+            wall_s=max(float(stamp[0]) for stamp in stamps) - began,
+            cpu_s=_cpu_of_children() - used,
+            rank_mib=mean(int(stamp[1]) for stamp in stamps) / 1024,
+        )
 
 
 def _adopt_orphans() -> None:

@@ -22,7 +22,7 @@ import yaml
 
 from parctl.errors import ParctlError
 from parctl.topology.discover import discover
-from parctl.topology.model import Hardware, Topology
+from parctl.topology.model import Topology
 from parctl.topology.store import topology_to_json
 
 FACTS = ("gpus", "nvlink_groups", "numa_groups", "nics")
@@ -48,27 +48,14 @@ def expectation(capture: Path) -> tuple[dict[str, Any], bool] | None:
     return found, re.search(r"\bcut\b", text) is None
 
 
-def known_nvlink_groups(hardware: Hardware) -> list[list[int]] | None:
-    """The connected sets, None when an unknown link might join two of them."""
-    group_of = {i: group for group in hardware.nvlink_groups for i in group}
-    for i, row in enumerate(hardware.matrix):
-        for j, code in enumerate(row):
-            if code == "?" and group_of[i] != group_of[j]:
-                return None
-    index = [device.index for device in hardware.devices]
-    return [[index[i] for i in group] for group in hardware.nvlink_groups]
-
-
 def facts_of(topology: Topology) -> dict[str, Any]:
     """What was read, in the words of the meta files; None is unknown."""
     node = topology_to_json(topology)["nodes"][0]
-    hardware = topology.nodes[0].hardware
-    numa_known = all(device.numa is not None for device in hardware.devices)
     return {
-        "gpus": len(hardware.devices),
-        "nvlink_groups": known_nvlink_groups(hardware),
-        "numa_groups": node["numa_groups"] if numa_known else None,
-        "nics": len(hardware.nics),
+        "gpus": len(node["gpus"]),
+        "nvlink_groups": node["nvlink_groups"],
+        "numa_groups": node["numa_groups"],
+        "nics": len(node["nics"]),
     }
 
 

@@ -4,6 +4,7 @@ A command's file is imported when that command is called, never before: `parctl 
 table below and loads none of the parts. A test compares the table with the docstrings.
 """
 
+import gc
 import os
 import sys
 from difflib import get_close_matches
@@ -26,6 +27,7 @@ COMMANDS = {
     "topology": "Show the nodes, GPUs and links of this machine or a cluster.",
     "recipes": "List, show and copy the recipes that parctl ships.",
     "validate": "Check recipe files and report every problem at once.",
+    "verify": "Train a recipe small, split and in one process, and compare the two step by step.",
     "schema": "Print the JSON Schema of recipes, for editors.",
     "list": "List the runs.",
     "status": "Show the state of a run and of its ranks.",
@@ -34,6 +36,7 @@ COMMANDS = {
     "why": "Say in one sentence why a run waits or failed, and what would help.",
     "wait": "Wait until a run has ended and exit as it did.",
     "cancel": "Stop a run; training saves a checkpoint first.",
+    "export": "Write a checkpoint as a Hugging Face folder.",
     "delete": "Delete an ended run with its logs and checkpoints.",
     "prune": "Delete old runs by number or age.",
 }
@@ -113,6 +116,8 @@ def root(
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with one of the documented codes."""
     words = sys.argv[1:] if args is None else args
+    # nearly all that a command makes stays until its end; looking for garbage takes a tenth of it
+    gc.set_threshold(50_000)
     try:
         code = run(words or ["--help"])
     except BrokenPipeError:

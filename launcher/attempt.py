@@ -34,6 +34,7 @@ from parctl.launcher.verdict import (
 
 TICK_S = 1.0  # how often log growth is noted
 SETTLE_S = 2.0  # a rank that lost its peer waits so long for the peer's own end to be noticed
+HUNG_GRACE_S = 1.0  # who did not come to a collective does not come to a save either
 VICTIM_GRACE_S = 5.0  # what is left of a failed attempt has nothing worth a long wait
 CANCEL_GRACE_S = 3.0  # cancel promises that nothing is left after 5 s
 SWEEP_S = 2.0  # of that time, what is kept for ending whatever the ranks leave behind
@@ -45,6 +46,7 @@ class Outcome:
 
     failures: Sequence[Failure]  # of ranks, in the order of noticing
     silent: Sequence[int]  # ranks that had not ended when we stopped the attempt
+    halted: Sequence[int]  # of these, the ones that SIGSTOP held
     complaint: str | None  # what went wrong with no rank to blame
     cancelled: bool
     started_unix: float
@@ -85,6 +87,7 @@ class Attempt:
         self._stop_at: float | None = None  # when to ask the ranks to stop; monotonic, as all below
         self._kill_at: float | None = None
         self._silent: list[int] = []
+        self._halted: list[int] = []
         self._asked = False
         self._asked_unix = float("inf")
 
@@ -113,6 +116,7 @@ class Attempt:
         return Outcome(
             failures=self._failures,
             silent=self._silent,
+            halted=self._halted,
             complaint=self._complaint,
             # who leaves with 0 when told to has been cancelled all the same
             cancelled=self._stops_seen > 0 and bool(self._silent) and not self._has_cause(),
@@ -218,10 +222,14 @@ class Attempt:
             # a lost peer is no cause: leave the peer's own end a moment to be noticed
             victims = all(failure.kind is Kind.PEER_GONE for failure in self._failures)
             self._stop_at = now + SETTLE_S if victims else now
+            if victims and self._records:
+                self._signal_all(signal.SIGUSR1)  # they note where they are
         elif any(failure.kind < Kind.PEER_GONE for failure in self._failures) and not self._asked:
             self._stop_at = now
         if self._stop_at is not None and now >= self._stop_at and not self._asked:
-            self._stop(now, min(stop_grace_s, VICTIM_GRACE_S))
+            victims = all(failure.kind is Kind.PEER_GONE for failure in self._failures)
+            hung = victims and bool(self._failures) and self._records
+            self._stop(now, min(stop_grace_s, HUNG_GRACE_S if hung else VICTIM_GRACE_S))
         if self._kill_at is not None and now >= self._kill_at:
             self._signal_all(signal.SIGKILL)
             self._kill_at = now + TICK_S
@@ -234,6 +242,11 @@ class Attempt:
             return min(float(self._manifest["stop_grace_s"]), CANCEL_GRACE_S)
         grace_s = float(asked["grace_s"])
         return grace_s - min(SWEEP_S, 0.4 * grace_s)
+
+    @property
+    def _records(self) -> bool:
+        """Whether ranks say where they are when asked; a program of the user's would end."""
+        return bool(self._manifest["start"] == "fork")
 
     def _has_cause(self) -> bool:
         return any(failure.kind is not Kind.STOPPED for failure in self._failures)
@@ -249,6 +262,11 @@ class Attempt:
             self._asked, self._asked_unix = True, time.time()
             self._stop_at = now
             self._silent = [rank for rank, code in enumerate(self._codes) if code is None]
+            self._halted = [
+                rank
+                for rank in self._silent
+                if (member := self._processes[rank]) is not None and member.halted
+            ]
             # the rank alone: its own helpers (data loaders) are to live while it saves
             self._signal_all(signal.SIGTERM)
 

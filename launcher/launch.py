@@ -1,12 +1,13 @@
 """From a recipe to a submitted run: the gates a plan has to pass, then render and submit."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from parctl.launcher.backend import Backend, Manifests, RunRef
 from parctl.launcher.backends import get_backend
 from parctl.launcher.contexts import resolve_context
+from parctl.launcher.local import LocalBackend
 from parctl.launcher.run_id import check_run_id, new_run_id
 from parctl.planner.plan import Plan
 
@@ -34,13 +35,18 @@ def prepared_launch(
 
     `backend` is the `-b` flag. `ahead`: let the back end begin while the plan is being made.
     """
-    from parctl.recipes.loader import load_recipe
+    with ExitStack() as undone:
+        local = LocalBackend() if ahead and backend in (None, "local") else None
+        if local:  # likely, and known for sure only once the recipe is read
+            undone.enter_context(local.standby())
+        from parctl.recipes.loader import load_recipe
 
-    recipe = load_recipe(source, overrides)
-    chosen = resolve_context(backend=backend, recipe_backend=recipe.launch.backend)
-    owner = get_backend(chosen.backend)
-    chosen_id = check_run_id(run_id or new_run_id(recipe.name))
-    with owner.head_start(recipe, chosen_id) if ahead else nullcontext():
+        recipe = load_recipe(source, overrides)
+        chosen = resolve_context(backend=backend, recipe_backend=recipe.launch.backend)
+        owner = local if local and chosen.backend == "local" else get_backend(chosen.backend)
+        chosen_id = check_run_id(run_id or new_run_id(recipe.name))
+        if ahead:
+            undone.enter_context(owner.head_start(recipe, chosen_id))
         # not above: the planner imports numpy, and torch can be on its way meanwhile
         from parctl.planner.cluster import cluster_for
         from parctl.planner.make import make_plan

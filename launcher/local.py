@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -29,6 +28,8 @@ from parctl.launcher.backend import (
     State,
 )
 from parctl.launcher.guard import GRACE_S, bury, declared_dead, owner_alive
+from parctl.launcher.handover import hand_over, spawn_supervisor, tell_run
+from parctl.launcher.local_manifest import local_document
 from parctl.launcher.log_files import follow_logs, read_logs
 from parctl.launcher.metrics import last_step, read_metrics
 from parctl.launcher.processes import descendants, kill_run, this_machine, this_process
@@ -40,7 +41,6 @@ from parctl.launcher.run_directory import (
     write_whole,
 )
 from parctl.launcher.run_id import check_run_id
-from parctl.launcher.verdict import plain_verdict
 from parctl.planner.plan import Plan
 from parctl.recipes.spec import Recipe
 
@@ -51,7 +51,21 @@ POLL_S = 0.05
 
 class LocalBackend:
     def __init__(self) -> None:
-        self._ahead: subprocess.Popen[bytes] | None = None  # a supervisor that awaits its run
+        self._supervisor: subprocess.Popen[bytes] | None = None  # one that awaits its run
+        self._told = False  # which run that is
+
+    @contextmanager
+    def standby(self) -> Iterator[None]:
+        """Start a supervisor before the recipe is read, for whichever run is then submitted.
+
+        Nothing stays of it when none is submitted inside the `with`.
+        """
+        with suppress(OSError):  # `submit` tries again
+            self._supervisor = spawn_supervisor()
+        try:
+            yield
+        finally:
+            self._dismiss()
 
     @contextmanager
     def head_start(self, recipe: Recipe, run_id: str) -> Iterator[None]:
@@ -65,28 +79,39 @@ class LocalBackend:
         if plain and find_spec("torch") is not None and not run.path.exists():
             with suppress(OSError):  # `submit` will say what is wrong with the directory
                 run.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self._ahead = _spawn_supervisor(run, run.ahead_log, "--ahead")
+                self._supervisor = self._supervisor or spawn_supervisor()
+                tell_run(self._supervisor, run, ahead=True)
+                self._told = True
         try:
             yield
         finally:
-            if self._ahead is not None:
-                self._ahead.communicate()  # closes its stdin: it leaves
-                self._ahead = None
+            self._dismiss()
+
+    def _dismiss(self) -> None:
+        """Let go of a supervisor that got no run."""
+        supervisor, told = self._supervisor, self._told
+        self._supervisor, self._told = None, False
+        if supervisor is None:
+            return
+        if not told:
+            supervisor.kill()  # it may not listen yet, and has nothing to put in order
+        supervisor.communicate()  # closes its stdin: it leaves
 
     def render(self, plan: Plan, run_id: str) -> Manifests:
-        from parctl.launcher.local_manifest import local_document
-
         document = local_document(plan, check_run_id(run_id))
         return Manifests(run_id=run_id, backend="local", plan=plan, documents=(document,))
 
     def submit(self, manifests: Manifests) -> RunRef:
         from parctl.launcher.secrets import check_secrets
         from parctl.runtime.data_check import refuse_bad_data
+        from parctl.runtime.huggingface_check import refuse_bad_weights
 
         recipe = manifests.plan.recipe
         check_secrets(recipe.launch.secrets)
         if recipe.data is not None and recipe.model is not None:
             refuse_bad_data(recipe.data, recipe.model)
+        if recipe.model is not None and recipe.checkpoint and recipe.checkpoint.init_from:
+            refuse_bad_weights(Path(recipe.checkpoint.init_from), recipe.model)
         if recipe.script is None and find_spec("torch") is None:
             raise UsageError("torch is not installed", hint="`pip install 'parctl[torch]'`")
         run = RunDirectory(runs_root() / manifests.run_id)
@@ -98,10 +123,12 @@ class LocalBackend:
                 hint="XDG_STATE_HOME says where runs are kept",
             ) from error
         if created:
-            supervisor, self._ahead = self._ahead, None
-            supervisor = supervisor or _spawn_supervisor(run, run.supervisor_log)
+            supervisor, told = self._supervisor or spawn_supervisor(), self._told
+            self._supervisor, self._told = None, False
+            if not told:
+                tell_run(supervisor, run, ahead=False)
             try:
-                _await_supervisor(run, supervisor)
+                hand_over(run, supervisor)
             except KeyboardInterrupt:  # nobody has been told that there is such a run
                 self.cancel(run.run_id)
                 raise
@@ -290,40 +317,6 @@ def _first_record(run_id: str, plan: Plan) -> Record:
         ranks=(),
         processes=(),
     )
-
-
-def _spawn_supervisor(run: RunDirectory, log: Path, *options: str) -> subprocess.Popen[bytes]:
-    """Start the supervisor in a session of its own."""
-    # a launch from within a rank starts a run of its own, not a part of the outer one
-    environment = {key: value for key, value in os.environ.items() if not _marks_a_run(key)}
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "parctl.launcher.supervisor", str(run.path), *options],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-
-def _await_supervisor(run: RunDirectory, supervisor: subprocess.Popen[bytes]) -> None:
-    """Tell the supervisor to go on, and wait until it looks after the run."""
-    supervisor.communicate(b".")
-    if supervisor.returncode == 0:
-        return
-    sentence = f"the supervisor of run `{run.run_id}` did not start"
-    hint = f"`{run.supervisor_log}` says why"
-    with run.lock():
-        record = run.read()
-        if not record.state.ended:
-            verdict = plain_verdict(sentence, cause="death of the supervisor", fix=hint)
-            run.write(replace(record, state=State.FAILED, ended_unix=time.time(), verdict=verdict))
-    raise BackendError(sentence, hint=hint)
-
-
-def _marks_a_run(variable: str) -> bool:
-    return variable in ("PARCTL_RUN_ID", "PARCTL_RUN_DIR", "PARCTL_ATTEMPT")
 
 
 def _leave_word(run: RunDirectory, grace_s: float | None) -> None:

@@ -35,6 +35,12 @@ class Process:
         stat = _stat(self.pid)
         return stat is not None and stat.start_time == self.start_time and stat.state not in "ZX"
 
+    @property
+    def halted(self) -> bool:
+        """Whether it is stopped, by SIGSTOP or a debugger, and has not ended."""
+        stat = _stat(self.pid)
+        return stat is not None and stat.start_time == self.start_time and stat.state in "Tt"
+
     def signal(self, number: int) -> bool:
         """Send a signal; False when the process has gone. Its pid's next holder is never hit."""
         try:

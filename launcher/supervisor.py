@@ -1,9 +1,10 @@
-"""The process that looks after one local run: `python -m parctl.launcher.supervisor RUN_DIR`.
+"""The process that looks after one local run: `python -m parctl.launcher.supervisor`.
 
-It is detached from the launcher and its terminal, starts the attempts one after the other, counts
-the retries, and is the only one to write the run's state while it lives. It imports the standard
-library, parctl's plain values and the YAML reader, nothing else, and has one thread. Its own death
-is seen to by the guard.
+It is detached from the launcher and its terminal, has one thread, and imports the standard library,
+parctl's plain values and the YAML reader, nothing else. Its own death is seen to by the guard.
+
+The launcher starts it before it has read the recipe, and tells it the run when it knows it; so it
+imports first what starts the fork server, and the rest of itself while that imports torch.
 
 ::
 
@@ -12,183 +13,33 @@ is seen to by the guard.
                      +-- supervisor --+-- guard
                                       +-- fork server        (training)
                                       +-- rank 0, rank 1, ...
+
+On stdin comes one line, `{"run_dir", "log", "fork_server": {"environment", "plan"} | null}`. With a
+fork server the run directory is still to come, and one byte more says that it is there. The end of
+stdin before that is the end.
 """
 
 import json
 import os
-import sys
-import time
-import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from parctl.launcher.attempt import Attempt, Outcome
-from parctl.launcher.backend import RankStatus, State, Verdict
 from parctl.launcher.children import Children
-from parctl.launcher.guard import GRACE_S, start_guard
-from parctl.launcher.local_manifest import ENVIRONMENT_DEFAULTS
-from parctl.launcher.processes import (
-    Process,
-    adopt_orphans,
-    kill_run,
-    set_name,
-    this_process,
-)
-from parctl.launcher.ranks import CommandStarter, ForkStarter, Starter
-from parctl.launcher.run_directory import Record, RunDirectory
-from parctl.launcher.secrets import secret_values
-from parctl.launcher.verdict import fix_for, plain_verdict, reach_verdict
-from parctl.recipes.spec import from_json
-from parctl.topology.layout import Layout
+from parctl.launcher.processes import adopt_orphans, set_name
+from parctl.launcher.ranks import ForkStarter
 
 READY = b"."
 GO = b"."  # the launcher has submitted the run
-AHEAD = "--ahead"  # the run directory is still to come
-LAST_WRITE_S = 60.0  # how long the end of a run waits for room on a full disk
-
-
-class Supervisor:
-    """One run from its first attempt to its end."""
-
-    def __init__(
-        self,
-        *,
-        run: RunDirectory,
-        record: Record,
-        children: Children,
-        guard: int,
-        starter: Starter | None,  # one that was started ahead
-    ) -> None:
-        self._run, self._record, self._children, self._guard = run, record, children, guard
-        self._starter = starter
-        self._manifest = _read_manifest(run.manifest)
-        self._secrets = secret_values(self._manifest["secrets"], os.environ)
-        self._environment = self._rank_environment()
-        self._unwritten = False
-
-    def supervise(self) -> None:
-        timeout_s = self._manifest["timeout_s"]
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        for number in range(1, self._manifest["retries"] + 2):
-            if self._starter is None or not self._starter.usable:
-                self._starter = self._new_starter()
-            self._say(f"attempt {number} starts")
-            outcome = self._attempt(number, self._starter, deadline)
-            verdict = None if outcome.succeeded or outcome.cancelled else self._verdict(outcome)
-            if verdict is None:
-                self._end(State.CANCELLED if outcome.cancelled else State.SUCCEEDED, None)
-                break
-            self._event("attempt failed", attempt=number, sentence=verdict.sentence)
-            self._say(f"attempt {number}: {verdict.sentence}")
-            late = deadline is not None and time.monotonic() >= deadline
-            stopped = self._children.stops_asked > 0
-            if number > self._manifest["retries"] or late or stopped or self._deleted:
-                state = State.CANCELLED if stopped else State.FAILED
-                self._end(state, verdict)
-                break
-            self._change(state=State.RESTARTING, restarts=number)
-        if self._starter is not None:
-            self._starter.close()
-
-    def _attempt(self, number: int, starter: Starter, deadline: float | None) -> Outcome:
-        self._change(state=State.PLACING, attempt=number, ranks=(), processes=())
-        self._event("attempt started", attempt=number)
-        spared = [self._guard]
-        if isinstance(starter, ForkStarter):
-            spared.append(starter.pid)
-        attempt = Attempt(
-            run=self._run,
-            number=number,
-            manifest=self._manifest,
-            environment=self._environment,
-            children=self._children,
-            starter=starter,
-            deadline=deadline,
-            changed=self._ranks_changed,
-            spared=spared,
-        )
-        return attempt.run()
-
-    def _new_starter(self) -> Starter:
-        if self._manifest["start"] == "command":
-            return CommandStarter(self._manifest["command"], self._manifest["workdir"])
-        return ForkStarter(
-            self._environment,
-            plan=self._run.plan,
-            run_dir=self._run.path,
-            log=self._run.forkserver_log,
-        )
-
-    def _rank_environment(self) -> dict[str, str]:
-        return {
-            **self._manifest["env_defaults"],
-            **os.environ,
-            **self._manifest["env"],
-            **self._secrets,
-            "PARCTL_RUN_DIR": str(self._run.path),
-        }
-
-    def _ranks_changed(
-        self, ranks: Sequence[RankStatus], processes: Sequence[Process | None]
-    ) -> None:
-        state = State.RUNNING if all(processes) else State.PLACING
-        self._change(state=state, ranks=tuple(ranks), processes=tuple(processes))
-
-    def _verdict(self, outcome: Outcome) -> Verdict:
-        if outcome.complaint is not None or not outcome.failures:
-            complaint = outcome.complaint or "the attempt failed"
-            return plain_verdict(complaint, cause=complaint, fix=fix_for(complaint))
-        plan = json.loads(self._run.plan.read_text(encoding="utf-8"))
-        return reach_verdict(
-            from_json(Layout, plan["layout"]),
-            outcome.failures,
-            silent=outcome.silent,
-            attempt_started=outcome.started_unix,
-            oom_kills=outcome.oom_kills,
-            redact=list(self._secrets.values()),
-        )
-
-    def _end(self, state: State, verdict: Verdict | None) -> None:
-        self._event("ended", state=state)
-        self._say(f"the run is {state}")
-        self._change(state=state, ended_unix=time.time(), verdict=verdict)
-        give_up = time.monotonic() + LAST_WRITE_S
-        while self._unwritten and not self._deleted and time.monotonic() < give_up:
-            time.sleep(1.0)
-            self._change()
-
-    @property
-    def _deleted(self) -> bool:
-        """Whether somebody removed the run directory, and with it the means to ask for an end."""
-        return not self._run.state.exists()
-
-    def _change(self, **changes: Any) -> None:
-        """Change the record and write it; on a full disk the run goes on and writes later."""
-        self._record = replace(self._record, **changes)
-        try:
-            self._run.write(self._record)
-            self._unwritten = False
-        except OSError as error:
-            self._unwritten = True
-            self._say(f"cannot write the state: {error}")
-
-    def _event(self, event: str, **details: Any) -> None:
-        try:
-            self._run.append_event(event, details)
-        except OSError as error:
-            self._say(f"cannot write the events: {error}")
-
-    def _say(self, text: str) -> None:
-        with suppress(OSError):  # supervisor.log is on the full disk too
-            print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
 def main() -> None:
     """Detach, take the run over from the launcher, and see it to its end."""
-    run = RunDirectory(Path(sys.argv[1]))
+    line = _read_line()
+    if not line:
+        return
+    order = json.loads(line)
+    log = Path(order["log"])
+    _write_to(log)
     ready_read, ready_write = os.pipe()
     if os.fork():
         os.close(ready_write)
@@ -198,75 +49,50 @@ def main() -> None:
     set_name("parctl-super")
     adopt_orphans()
     children = Children()
-    starter = _start_ahead(run) if AHEAD in sys.argv else None
+    starter = _start_ahead(order, log) if order["fork_server"] else None
+
+    # not above: these take as long as all of the above, and torch is on its way now
+    from parctl.launcher.guard import start_guard
+    from parctl.launcher.run_directory import RunDirectory
+    from parctl.launcher.supervision import supervise, take_over
+
+    run = RunDirectory(Path(order["run_dir"]))
+    if starter is not None:
+        if os.read(0, 1) != GO:
+            log.unlink()
+            os._exit(1)  # takes the fork server along
+        starter.move_log(run.forkserver_log)
+        _write_to(run.supervisor_log)
     guard, dismiss_guard = start_guard(run)
-    record = _take_over(run)
+    record = take_over(run)
     if record is not None:
         os.write(ready_write, READY)
         os.close(ready_write)
-        _supervise(run, record, children, guard, starter)
+        supervise(run, record, children, guard, starter)
     dismiss_guard()
 
 
-def _start_ahead(run: RunDirectory) -> Starter:
-    """Import torch while the launcher still plans; leave when it submits nothing after all."""
-    starter = ForkStarter(
-        {
-            **ENVIRONMENT_DEFAULTS,
-            **os.environ,
-            "PARCTL_RUN_ID": run.run_id,
-            "PARCTL_RUN_DIR": str(run.path),
-        },
-        plan=run.plan,
-        run_dir=run.path,
-        log=run.ahead_log,
+def _read_line() -> bytes:
+    """Read the order, and not one byte of what follows it."""
+    with open(0, "rb", buffering=0, closefd=False) as stdin:
+        return stdin.readline()
+
+
+def _write_to(log: Path) -> None:
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
+def _start_ahead(order: dict[str, Any], log: Path) -> ForkStarter:
+    """Import torch while the launcher still plans."""
+    server = order["fork_server"]
+    return ForkStarter(
+        server["environment"],
+        plan=Path(server["plan"]),
+        run_dir=Path(order["run_dir"]),
+        log=log,
     )
-    if os.read(0, 1) != GO:
-        run.ahead_log.unlink()
-        os._exit(1)  # takes the fork server along
-    starter.move_log(run.forkserver_log)
-    with run.supervisor_log.open("ab") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    return starter
-
-
-def _take_over(run: RunDirectory) -> Record | None:
-    """Become the owner; None when the run was cancelled or declared dead in between."""
-    with run.lock():
-        record = run.read()
-        if record.state.ended:
-            return None
-        record = replace(record, role="supervisor", owner=this_process(), state=State.PLACING)
-        run.write(record)
-        return record
-
-
-def _supervise(
-    run: RunDirectory, record: Record, children: Children, guard: int, starter: Starter | None
-) -> None:
-    try:
-        Supervisor(
-            run=run, record=record, children=children, guard=guard, starter=starter
-        ).supervise()
-    except Exception as error:
-        traceback.print_exc()
-        kill_run(run.run_id, run.path, grace_s=GRACE_S)
-        verdict = plain_verdict(
-            f"the supervisor failed: {type(error).__name__}: {error}",
-            cause=f"{type(error).__name__}: {error}",
-            fix=f"a fault of parctl: report it with the traceback in {run.supervisor_log.name}",
-        )
-        now = time.time()
-        run.write(replace(run.read(), state=State.FAILED, ended_unix=now, verdict=verdict))
-
-
-def _read_manifest(path: Path) -> Mapping[str, Any]:
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    manifest: Mapping[str, Any] = yaml.load(path.read_text(encoding="utf-8"), loader)
-    return manifest
 
 
 if __name__ == "__main__":

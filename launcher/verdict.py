@@ -17,6 +17,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from parctl.launcher.backend import Verdict
+from parctl.launcher.hang import Hang
 from parctl.launcher.log_files import last_lines
 from parctl.topology.layout import Layout
 
@@ -126,14 +127,18 @@ def reach_verdict(
     attempt_started: float,
     oom_kills: int,
     redact: Sequence[str],
+    hang: Hang | None = None,
 ) -> Verdict:
     """Choose the first cause among `failures`, which are in the order of noticing.
 
     `silent` ranks had to be stopped; `oom_kills` is how many processes the kernel killed meanwhile.
+    `hang` is who did not arrive, where all that failed had waited.
     """
     from parctl.launcher.secrets import redact as blank
 
     first = min(failures, key=lambda failure: failure.kind)  # min keeps the earliest of equals
+    if hang is not None:
+        return _hang_verdict(layout, failures, hang, first.end.time_unix - attempt_started)
     rank = first.end.rank
     node = layout.slots[rank].node
     coordinates = layout.coordinates(rank)
@@ -163,6 +168,32 @@ def reach_verdict(
             blank(printable(line), redact) for line in last_lines(first.end.log, SHOWN_LINES)
         ),
         fix=_fix(first, cause, oom_kills),
+    )
+
+
+def _hang_verdict(layout: Layout, failures: Sequence[Failure], hang: Hang, after: float) -> Verdict:
+    node, coordinates = layout.slots[hang.rank].node, layout.coordinates(hang.rank)
+    place = ", ".join([f"node {node}", *(f"{axis} {index}" for axis, index in coordinates.items())])
+    waiting = ", ".join(map(str, hang.waiting))
+    operation = f"{hang.operation} of " if hang.operation else ""
+    return Verdict(
+        sentence=f"rank {hang.rank} ({place}) did not arrive: "
+        f"rank{'s' if len(hang.waiting) > 1 else ''} {waiting} waited for it in {operation}"
+        f"{hang.axis} {_short(list(hang.ranks))} until {after:.1f} s; {hang.doing}",
+        rank=hang.rank,
+        node=node,
+        coordinates=coordinates,
+        groups={
+            axis: next(group for group in layout.groups(axis) if hang.rank in group)
+            for axis in layout.axes
+        },
+        cause=f"did not arrive at {operation}{hang.axis}: {hang.doing}",
+        victims=tuple(sorted(failure.end.rank for failure in failures)),
+        last_lines=hang.stack,
+        fix="its stack is above, innermost first; a longer `train.comm_timeout_s` helps a rank "
+        "that is only slow"
+        if hang.stack
+        else f"look at its node; what it printed last is in `parctl logs --rank {hang.rank}`",
     )
 
 

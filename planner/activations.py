@@ -6,16 +6,22 @@ d = head_dim, f = ffn_dim. Ts = T / t with sp, else T. What the runtime keeps of
     norm inputs                     2 e h Ts      (RMSNorm on CPU: two copies, in fp32 at least)
     gathered inputs of QKV and MLP  2 e h T       (whole with sp too: column-split weights need it)
     queries, keys, values, output   4 e a d T / t, and 4 a T / t log-sum-exp of the fused kernel
-                                    (keys and values are repeated for every query head)
+                                    (keys and values are repeated for every query head, but not
+                                    in a ring; Ulysses keeps the output twice)
     SwiGLU                          4 e f T / t   (gate, up, silu(gate), product)
     GELU 2 e f T / t, ReLU e f T / t, squared ReLU 2 e f T / t
-    routed experts                  e T top_k (2 h + as above with fe) / t with sp, if balanced
+    routed experts                  e T top_k (2 h etp + as above with fe) / t, if balanced; etp is t
+                                    without ep
     dropout masks                   2 e h Ts      (attention on CPU then keeps 3 e a s T / t scores)
 
     recompute: full         e h Ts per layer, and one whole layer while it is run again
     recompute: partitioned  e h T / t per layer, and the same
-    recompute: selective    results of matmuls, attention and reductions over tp; norms, gathered
-                            inputs and activation functions are made again
+    recompute: selective    results of attention and of the matmuls but the last (of that one only
+                            with dropout), sums over tp once added up; norms, gathered inputs and
+                            activation functions are made again
+    offload_activations     what full and partitioned keep lies in host memory
+
+A parallel block has one norm and one gathered input.
 
 Fused attention never stores scores, which is what 2205.05198 calls selective recompute. How many
 micro-batches are alive on a stage depends on the schedule (`in_flight`).
@@ -25,9 +31,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from parctl.planner.degrees import Degrees
+from parctl.planner.schedules import action_table, most_held
 from parctl.planner.states import Regime
 from parctl.recipes.parameters import is_sparse
-from parctl.recipes.spec import ModelSpec, ParallelismSpec, TrainSpec
+from parctl.recipes.spec import MlaSpec, ModelSpec, ParallelismSpec, TrainSpec
 
 Kind = Literal["gpu", "cpu"]
 # elements per MLP column that backward needs: results of the first matmul, and what follows them
@@ -86,26 +93,29 @@ def layer_activations(shapes: Shapes, layer: int) -> LayerActivations:
     element, degrees = shapes.regime.compute, shapes.degrees
     attention, projections, again = _attention_bytes(shapes)
     first, rest, results = _mlp_elements(shapes, layer)
-    everything = 2 * shapes.norm + 2 * shapes.hidden + attention
+    inputs = 1 if shapes.model.parallel_blocks else 2
+    everything = inputs * (shapes.norm + shapes.hidden) + attention
     everything += round(element * shapes.tokens * (first + rest))
     if shapes.model.dropout:
         everything += 2 * shapes.hidden_outside
-    match shapes.train.recompute:
+    match shapes.train.recompute_of(layer):
         case "none":
             return LayerActivations(stored=everything, working=0)
         case "selective":
             stored = shapes.hidden_outside + projections
             stored += round(element * shapes.tokens * results)
-            stored += 2 * shapes.hidden_outside  # what attention and MLP add to the stream
-            if degrees.tp > 1:
-                stored += 2 * shapes.hidden  # partial sums of both, before tp adds them up
-            working = 2 * shapes.norm + 2 * shapes.hidden - shapes.hidden_outside + again
+            # what attention adds to the stream; also what the MLP adds where something follows it
+            followed = shapes.model.dropout > 0 or is_sparse(shapes.model, layer)
+            stored += shapes.hidden_outside * (2 if followed else 1)
+            working = inputs * (shapes.norm + shapes.hidden) - shapes.hidden_outside + again
             working += round(element * shapes.tokens * rest)
             return LayerActivations(stored=stored, working=working)
         case "full":
             stored = shapes.hidden_outside
         case "partitioned":
             stored = shapes.hidden // degrees.tp
+    if shapes.train.offload_activations:
+        stored = 0
     return LayerActivations(stored=stored, working=max(0, everything - stored))
 
 
@@ -128,22 +138,24 @@ def in_flight(stage: int, spec: ParallelismSpec, degrees: Degrees, num_micro_bat
     """Micro-batches whose activations pipeline rank `stage` holds at its peak.
 
     In units of the rank's whole depth. gpipe holds all; 1f1b `pp - stage`; interleaving adds
-    (pp - 1) / (pp v) on the first rank (2104.04473, 2205.05198); the V-shaped schedules hold pp
-    everywhere, and DualPipeV one more.
+    (pp - 1) / (pp v) on the first rank (2104.04473, 2205.05198); schedules that put weight
+    gradients off hold pp everywhere, and DualPipeV one stage more.
     """
     if degrees.pp == 1 or spec.layer:
         return 1.0
     count, pp, chunks = num_micro_batches, degrees.pp, spec.virtual_stages
+    if spec.schedule_table is not None:
+        return most_held(action_table(spec, pp, count)[stage]) / chunks
     match spec.schedule:
         case "gpipe":
             return float(count)
         case "interleaved-1f1b":
             warm_up = 2 * (pp - stage - 1) + (chunks - 1) * pp + 1
             return min(count * chunks, warm_up) / chunks
-        case "zbv":
+        case "zero-bubble" | "zbv":
             return float(min(count, pp))
         case "dualpipev":
-            return float(min(count, pp + 1))
+            return min(count, pp + 0.5)
         case _:
             return float(min(count, pp - stage))
 
@@ -154,20 +166,50 @@ def _attention_bytes(shapes: Shapes) -> tuple[int, int, int]:
     tp = shapes.degrees.tp
     heads = -(-model.num_heads // tp)
     log_sum_exp = 4 * tokens * heads
+    ring = shapes.degrees.cp > 1 and shapes.spec.cp_kind == "ring"
     if model.mla is not None:
-        mla = model.mla
-        query_key = mla.qk_nope_head_dim + mla.qk_rope_head_dim
-        latents = (mla.q_lora_rank or 0) + mla.kv_lora_rank + mla.qk_rope_head_dim
-        per_token = latents + heads * (2 * query_key + 2 * mla.v_head_dim)
-        kept = element * tokens * per_token + log_sum_exp
-        return kept, kept, 0
+        kept, projections, again = _latent_elements(model.mla, heads, shapes.kind, ring=ring)
+        return (
+            element * tokens * kept + log_sum_exp,
+            element * tokens * projections + log_sum_exp,
+            element * tokens * again,
+        )
     kept = element * tokens * 4 * heads * model.head_dim + log_sum_exp
     if model.dropout and shapes.kind == "cpu":
         kept += 3 * element * tokens * heads * shapes.train.seq_len
     key_value_heads = max(1, model.num_kv_heads // tp)
-    projections = element * tokens * model.head_dim * 2 * (heads + key_value_heads) + log_sum_exp
+    rotated = tokens * model.head_dim * (heads + key_value_heads)
+    normed = 0
+    if model.qk_norm:
+        normed = 2 * max(4, element) * rotated if shapes.kind == "cpu" else element * rotated
+    if ring:  # keys and values are not repeated
+        kept = 2 * element * rotated + log_sum_exp
+        return kept + normed, kept, element * rotated + normed
+    exchanged = 1
+    if shapes.degrees.cp > 1:  # Ulysses: the output before it is sent back; all that is sent
+        kept += element * tokens * heads * model.head_dim
+        exchanged = 2
+    projections = exchanged * element * tokens * model.head_dim * 2 * (heads + key_value_heads)
+    projections += log_sum_exp
     again = element * tokens * 3 * heads * model.head_dim  # rotated and repeated q, k, v
-    return kept, projections, again
+    return kept + normed, projections, again + normed
+
+
+def _latent_elements(mla: MlaSpec, heads: int, kind: Kind, *, ring: bool) -> tuple[int, int, int]:
+    """Elements per token that latent attention keeps, that selective keeps, and makes again.
+
+    Latents stay whole under tp. CPU kernels take values widened to keys, and norms two copies.
+    """
+    query_key = mla.qk_nope_head_dim + mla.qk_rope_head_dim
+    key_value = mla.qk_nope_head_dim + mla.v_head_dim
+    ranks = (mla.q_lora_rank or 0) + mla.kv_lora_rank
+    inner = query_key if kind == "cpu" and not ring else mla.v_head_dim
+    copied = mla.v_head_dim if inner != mla.v_head_dim else 0  # the output without the added width
+    values = key_value if ring else inner
+    normed = ranks * (3 if kind == "cpu" else 2)
+    kept = normed + mla.qk_rope_head_dim + heads * (2 * query_key + values + inner + copied)
+    projections = ranks + mla.qk_rope_head_dim + heads * (query_key + key_value + inner)
+    return kept, projections, normed - ranks + heads * (2 * query_key + inner)
 
 
 def _mlp_elements(shapes: Shapes, layer: int) -> tuple[float, float, float]:
@@ -178,11 +220,21 @@ def _mlp_elements(shapes: Shapes, layer: int) -> tuple[float, float, float]:
     if model.moe is None or not is_sparse(model, layer):
         width = model.ffn_dim / degrees.tp
         return first * width, rest * width, matmuls * width
-    moe = model.moe
-    # every token visits top_k experts; with balanced routing a rank gets as many as it sends. With
-    # sp, tp ranks send different tokens; without it all send the same, and etp divides the work
-    routed = moe.top_k * moe.expert_ffn_dim / (degrees.tp if shapes.spec.sp else degrees.etp)
-    shared = moe.num_shared_experts * moe.expert_ffn_dim / degrees.tp
-    dispatched = 2 * moe.top_k * model.dim / (degrees.tp if shapes.spec.sp else 1)
-    width = routed + shared
-    return first * width + dispatched, rest * width, matmuls * width + dispatched
+    moe, tp = model.moe, degrees.tp
+    etp = degrees.etp if degrees.ep > 1 else tp
+    # Every token visits top_k experts; with balanced routing a rank gets as many rows as it sends.
+    # tp ranks share the rows (etp 1), or the width of experts, or both.
+    width = (moe.top_k + moe.num_shared_experts) * moe.expert_ffn_dim / tp
+    rows = moe.top_k * model.dim * etp / tp
+    # The router works in fp32 or wider: its input where that is a copy, scores twice, and choices
+    # and their order as 64-bit integers.
+    element = shapes.regime.compute
+    wide = max(4, element)
+    routing = (
+        2 * wide * moe.num_experts + 24 * moe.top_k + (0 if wide == element else 4 * model.dim)
+    )
+    routing /= element * (tp if shapes.spec.sp else 1)
+    # Rows as experts take them and as they come back; selective recompute keeps what exchanges and
+    # the last matmul give, and parts of a sum over etp.
+    kept = (3 if degrees.ep > 1 else 1) * rows + (model.dim * etp / tp if etp > 1 else 0)
+    return first * width + 2 * rows + routing, rest * width, matmuls * width + kept

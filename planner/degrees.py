@@ -19,13 +19,14 @@ class Degrees:
     dp: int = 1
     fsdp: int = 1
     cp: int = 1
+    operator: int = 1
     tp: int = 1
     ep: int = 1  # carved out of dp x fsdp x cp
     etp: int = 1  # how many ways tensor parallelism splits one expert
 
     @property
     def world_size(self) -> int:
-        return self.pp * self.dp * self.fsdp * self.cp * self.tp
+        return self.pp * self.dp * self.fsdp * self.cp * self.operator * self.tp
 
     @property
     def num_data_ranks(self) -> int:
@@ -63,6 +64,7 @@ def with_degrees(spec: ParallelismSpec, degrees: Degrees) -> ParallelismSpec:
         dp=degrees.dp,
         fsdp=degrees.fsdp,
         cp=degrees.cp,
+        operator=degrees.operator,
         tp=degrees.tp,
         ep=degrees.ep,
         etp=degrees.etp,

@@ -93,8 +93,12 @@ def _option(spec: ParallelismSpec, form: str) -> str:
     """How to ask for a form and keep the settings that stand beside the present one."""
     switches = ("allow_cross_node_tp", "allow_pcie_tp", "strict_node")
     settings = [f"{name}: true" for name in switches if getattr(spec, name)]
+    for name, usual in (("prefetch", 1), ("reshard", "auto")):
+        if getattr(spec, name) != usual and spec.fsdp != 1:
+            settings.append(f"{name}: {getattr(spec, name)}")
     if spec.order != AXES:
-        settings.append(f"order: [{', '.join(spec.order)}]")
+        order = [axis for axis in spec.order if axis != "operator" or spec.operator > 1]
+        settings.append(f"order: [{', '.join(order)}]")
     if not settings:
         return f"parallelism={form}"
     return f"parallelism={{{', '.join((f'form: {form}', *settings))}}}"
@@ -103,9 +107,7 @@ def _option(spec: ParallelismSpec, form: str) -> str:
 def degrees_of(plan: Plan) -> Degrees:
     """Read the degrees back from a plan, whose recipe has all of them."""
     spec = plan.recipe.parallelism
-    return Degrees(
-        **{axis: getattr(spec, axis) or 1 for axis in ("pp", "dp", "fsdp", "cp", "tp", "ep", "etp")}
-    )
+    return Degrees(**{axis: getattr(spec, axis) or 1 for axis in (*AXES, "ep", "etp")})
 
 
 def _changes(start: Change, largest_tp: int) -> Iterator[Change]:
@@ -152,6 +154,7 @@ def _with_degrees(start: Change, degrees: Degrees) -> Change:
         with_degrees(start.recipe.parallelism, degrees),
         sp=start.recipe.parallelism.sp or degrees.tp > start.degrees.tp,
         zero_stage=3 if degrees.fsdp > 1 else 0,
+        grad_sync="auto",
     )
     spec = replace(spec, text=format_form(spec))
     recipe = replace(start.recipe, parallelism=spec)

@@ -44,6 +44,7 @@ from parctl.planner.rules import (
     pipeline_degree,
     tensor_degree,
 )
+from parctl.planner.schedule_rules import check_schedule
 from parctl.planner.sizes import size_text
 from parctl.recipes.spec import ParallelismSpec, Recipe
 from parctl.topology.placement.request import product_text
@@ -102,6 +103,7 @@ def resolve_degrees(recipe: Recipe, devices: Devices, *, largest_tp: int) -> Res
         degrees = replace(degrees, ep=size)
         explain.append(f"ep = {size}: {why}")
     check_batch(recipe, degrees)
+    check_schedule(recipe, degrees)
     return Resolution(
         recipe=_resolved(recipe, degrees),
         degrees=degrees,

@@ -10,19 +10,22 @@ from dataclasses import replace
 from typing import Any
 
 from parctl._version import __version__
-from parctl.errors import NotBuiltError
+from parctl.errors import CannotPlaceError, NotBuiltError
 from parctl.planner.degrees import Degrees, num_micro_batches
 from parctl.planner.devices import Devices, narrowed, survey
 from parctl.planner.flops import flops_convention, model_flops_per_token, tokens_per_step
+from parctl.planner.gradients import with_grad_sync
 from parctl.planner.infer import Resolution, resolve_degrees
 from parctl.planner.memory import estimate_memory
 from parctl.planner.plan import Plan
+from parctl.planner.request import layout_request, node_choice
 from parctl.planner.stages import split_layers
 from parctl.planner.traffic import bytes_per_step
 from parctl.recipes.spec import Recipe
 from parctl.topology.layout import Layout
 from parctl.topology.model import Topology
-from parctl.topology.placement import LayoutRequest, largest_tp, lay_out
+from parctl.topology.placement import largest_tp, lay_out
+from parctl.topology.placement.available import available
 from parctl.topology.products import find_product
 
 
@@ -39,19 +42,22 @@ def make_plan(recipe: Recipe, topology: Topology, *, backend: str = "local") -> 
             f"{recipe.source}: task: {recipe.task} cannot be planned yet",
             hint="task: train and task: script can",
         )
-    if spec.operator > 1:
-        raise NotBuiltError(
-            f"{recipe.source}: OP{spec.operator} (operator parallelism) cannot be planned yet",
-            hint="leave OP out of `parallelism`",
-        )
-    devices = survey(topology, strict_node=spec.strict_node, allow_pcie_tp=spec.allow_pcie_tp)
+    usable = available(topology, **node_choice(recipe))
+    devices = survey(usable, strict_node=spec.strict_node, allow_pcie_tp=spec.allow_pcie_tp)
+    _refuse_precision(recipe, devices)
     most_tp = largest_tp(
-        topology,
+        usable,
         allow_pcie_tp=spec.allow_pcie_tp,
         allow_cross_node_tp=spec.allow_cross_node_tp,
         strict_node=spec.strict_node,
     )
-    resolution = resolve_degrees(recipe, devices, largest_tp=most_tp)
+    try:
+        resolution = resolve_degrees(recipe, devices, largest_tp=most_tp)
+    except CannotPlaceError as error:
+        if usable is topology:
+            raise
+        left = f"`placement` leaves {len(usable.nodes)} of {len(topology.nodes)} nodes"
+        raise CannotPlaceError(f"{error.message}; {left}", hint=error.hint) from error
     resolved, degrees = resolution.recipe, resolution.degrees
     stages: tuple[tuple[int, ...], ...] = ()
     traffic: dict[str, float] | None = None
@@ -60,6 +66,11 @@ def make_plan(recipe: Recipe, topology: Topology, *, backend: str = "local") -> 
         traffic = bytes_per_step(resolved, degrees, stages)
     layout = _lay_out(resolution, topology, traffic)
     devices = narrowed(devices, topology, layout)
+    resolved, why = with_grad_sync(resolved, degrees, devices)
+    if traffic is not None and (settled := bytes_per_step(resolved, degrees, stages)) != traffic:
+        # the layout answers the traffic that the plan states, so that it can be bound again
+        traffic, layout = settled, _lay_out(resolution, topology, settled)
+    layout = replace(layout, explain=(*layout.explain, *why))
     return Plan(
         recipe=resolved,
         topology={
@@ -81,21 +92,7 @@ def make_plan(recipe: Recipe, topology: Topology, *, backend: str = "local") -> 
 def _lay_out(
     resolution: Resolution, topology: Topology, traffic: dict[str, float] | None
 ) -> Layout:
-    spec = resolution.recipe.parallelism
-    layout = lay_out(
-        LayoutRequest(
-            axes=resolution.axes,
-            ep=resolution.degrees.ep,
-            etp=resolution.degrees.etp,
-            sp=spec.sp,
-            traffic=traffic,
-            allow_cross_node_tp=spec.allow_cross_node_tp,
-            allow_pcie_tp=spec.allow_pcie_tp,
-            strict_node=spec.strict_node,
-            linear=resolution.recipe.task == "script",
-        ),
-        topology,
-    )
+    layout = lay_out(layout_request(resolution.recipe, resolution.axes, traffic), topology)
     return replace(layout, explain=(*resolution.explain, *layout.explain))
 
 
@@ -129,6 +126,21 @@ def _time(
         "peak_flops_per_device": _peak_flops(devices, recipe),
         "bytes_per_step": traffic,
     }
+
+
+def _refuse_precision(recipe: Recipe, devices: Devices) -> None:
+    """Raise CannotPlaceError for fp8 on devices that are known not to multiply it."""
+    if recipe.train is None or recipe.train.precision != "fp8":
+        return
+    known = {name: find_product(name) for name in devices.products}
+    without = [name for name, product in known.items() if product and product.fp8_flops is None]
+    if devices.kind == "cpu":
+        without = ["CPUs"]
+    if without:
+        raise CannotPlaceError(
+            f"train.precision = fp8, and {', '.join(without)} cannot multiply it",
+            hint="set train.precision: bf16",
+        )
 
 
 def _peak_flops(devices: Devices, recipe: Recipe) -> float | None:

@@ -18,7 +18,8 @@ from typing import Any
 from parctl.planner import activations, shards, states
 from parctl.planner.activations import Kind
 from parctl.planner.degrees import Degrees, num_micro_batches
-from parctl.planner.stages import pipeline_rank, split_layers
+from parctl.planner.schedules import stage_ranks
+from parctl.planner.stages import split_layers
 from parctl.recipes.parameters import count_parameters
 from parctl.recipes.spec import Recipe
 
@@ -116,17 +117,24 @@ def estimate_memory(
         model=model, train=train, spec=spec, degrees=degrees, regime=regime, kind=kind
     )
     held: list[list[int]] = [[] for _ in range(degrees.pp)]
-    for chunk in range(len(chunks)):
-        held[pipeline_rank(chunk, degrees.pp, spec.schedule)].append(chunk)
+    for chunk, rank in enumerate(stage_ranks(spec, degrees.pp)):
+        held[rank].append(chunk)
     estimates = []
     for rank, own in enumerate(held):
         layers = [layer for chunk in own for layer in chunks[chunk]]
         first, last = 0 in own, len(chunks) - 1 in own
         shard = shards.stage_shard(model, count, layers, degrees, first=first, last=last)
-        state = states.state_bytes(shard, regime, spec.zero_stage, degrees)
+        micro_batches = num_micro_batches(recipe, degrees)
+        state = states.state_bytes(
+            shard,
+            regime,
+            spec.zero_stage,
+            degrees,
+            whole_gradients=spec.reduces_once and micro_batches > 1,
+        )
         unit = shards.largest_unit(model, count, layers, degrees, first=first, last=last)
         per_layer = [activations.layer_activations(shapes, layer) for layer in layers]
-        alive = activations.in_flight(rank, spec, degrees, num_micro_batches(recipe, degrees))
+        alive = activations.in_flight(rank, spec, degrees, micro_batches)
         estimates.append(
             StageMemory(
                 stage=rank,
@@ -135,7 +143,7 @@ def estimate_memory(
                 micro_batches=alive,
                 weights=state.weights,
                 gradients=state.gradients,
-                optimizer=state.optimizer,
+                optimizer=0 if train.offload_optimizer else state.optimizer,
                 gathered=states.gathered_bytes(shard, unit, regime, spec.zero_stage, degrees),
                 activations=round(alive * sum(layer.stored for layer in per_layer))
                 + (activations.outside_layers(shapes) if last else 0),

@@ -5,7 +5,7 @@ part, and here every part is divided by its own degree.
 
     attention, mlp                  / tp   (key and value projections stay whole when there are
                                            fewer KV heads than tp ranks)
-    routed experts                  / (ep x etp)
+    routed experts                  / (ep x etp), without ep / tp
     embedding, head                 / tp by vocabulary, on the first and the last stage (both hold
                                            the table when it is tied)
     norms, routers, row biases,
@@ -44,7 +44,8 @@ def layer_shard(model: ModelSpec, layer: LayerCount, degrees: Degrees) -> Shard:
     whole = 0 if model.num_kv_heads % tp == 0 else keys_values
     attention = ceil_div(layer.attention - whole, tp) + whole
     dense = attention + ceil_div(layer.mlp, tp) + layer.router + layer.replicated
-    return Shard(dense=dense, experts=ceil_div(layer.experts, degrees.ep * degrees.etp))
+    owners = degrees.ep * degrees.etp if degrees.ep > 1 else tp
+    return Shard(dense=dense, experts=ceil_div(layer.experts, owners))
 
 
 def embedding_shard(model: ModelSpec, count: ModelCount, degrees: Degrees) -> Shard:

@@ -1,15 +1,16 @@
 """Weights, gradients and optimizer state of one rank, by the closed forms of ZeRO (1910.02054).
 
-With P, G, O the bytes of all three on a rank and N the ranks that shard them:
+With P the bytes of all parameters in the compute type, G those of the gradients, O those of the
+optimizer's moments and of the weights it updates, and N the ranks that shard them:
 
-    stage 0   P + G + O            ddp
-    stage 1   P + G + O/N
+    stage 0   P + G + O            ddp (weights that are computed with as they are need no copy P)
+    stage 1   P + G + O/N          G whole between the micro-batches of a step only
     stage 2   P + (G + O)/N
-    stage 3   (P + G + O)/N        fsdp
+    stage 3   (G + O)/N            fsdp; two layers of P at a time
 
-The runtime keeps parameters, gradients and both AdamW moments in fp32 and computes in the recipe's
-precision (fp64 keeps everything in fp64): 16 bytes per parameter. FSDP also gathers one layer at a
-time in the compute type, and the next one ahead of need.
+The runtime keeps weights, gradients and both AdamW moments in fp32 and computes in the recipe's
+precision (fp64 keeps everything in fp64): 16 bytes per parameter, and P. In stages 1 to 3 weights
+are sharded at rest, and P is there from the first forward to the last backward pass of a step.
 
 N is fsdp x cp for the dense part: context-parallel ranks hold the same weights, so they share in
 storing them. For experts it is what `ep` leaves of that. `dp` replicates and never appears.
@@ -72,12 +73,23 @@ def dense_shards(degrees: Degrees) -> int:
 
 
 def expert_shards(degrees: Degrees) -> int:
-    """How many ranks share in storing one expert: what `ep` leaves of fsdp x cp."""
-    return max(1, degrees.fsdp * degrees.cp // degrees.ep)
+    """How many ranks share in storing one expert: what `ep` leaves of fsdp x cp (x tp)."""
+    if degrees.fsdp == 1:
+        return degrees.cp if degrees.ep == 1 else 1
+    data = degrees.dp * degrees.fsdp * degrees.cp
+    if data % degrees.ep == 0 and (degrees.ep == 1 or degrees.etp in (1, degrees.tp)):
+        holders = data // degrees.ep
+    else:
+        holders = data * degrees.tp // (degrees.etp * degrees.ep)
+    return holders if holders % degrees.dp else holders // degrees.dp
 
 
-def state_bytes(shard: Shard, regime: Regime, zero_stage: int, degrees: Degrees) -> States:
+def state_bytes(
+    shard: Shard, regime: Regime, zero_stage: int, degrees: Degrees, *, whole_gradients: bool
+) -> States:
     """State of a rank that holds `shard`, sharded over the data axes from `zero_stage` on.
+
+    `whole_gradients`: they wait for the last micro-batch of a step before they are scattered.
 
     A tensor that does not divide is padded by its owner to the next element, as here the whole
     shard is.
@@ -86,8 +98,8 @@ def state_bytes(shard: Shard, regime: Regime, zero_stage: int, degrees: Degrees)
     sharded = ceil_div(shard.dense, dense_shards(degrees))
     sharded += ceil_div(shard.experts, expert_shards(degrees))
     return States(
-        weights=regime.weight * (sharded if zero_stage >= 3 else whole),
-        gradients=regime.gradient * (sharded if zero_stage >= 2 else whole),
+        weights=regime.weight * (sharded if zero_stage >= 1 else whole),
+        gradients=regime.gradient * (sharded if zero_stage and not whole_gradients else whole),
         optimizer=regime.optimizer * (sharded if zero_stage >= 1 else whole),
     )
 
@@ -98,15 +110,16 @@ def gathered_bytes(
     """What the data axes hold beside the state while a step runs.
 
     Stage 3: two layers (`unit`) gathered for compute, and one layer's gradient before it is
-    scattered. The head stays gathered from forward to backward, when no layer is. Stage 2: all
-    layers gathered, since they are not let go between forward and backward. Replicas, a lone rank,
-    and one that computes in another type than it stores: a copy of all parameters.
+    scattered. The head stays gathered from forward to backward, when no layer is. Stages 1 and 2:
+    all layers gathered, since they are not let go before the step's last backward. Replicas, a lone
+    rank, and one that computes in another type than it stores: a copy of all parameters.
     """
-    if zero_stage < 2:
-        copied = degrees.dp > 1 or degrees.world_size == 1 or regime.compute != regime.weight
+    if zero_stage < 1:
+        replicas = degrees.dp * degrees.cp
+        copied = replicas > 1 or degrees.world_size == 1 or regime.compute != regime.weight
         return regime.compute * shard.total if copied else 0
     gradient = unit.total * (regime.compute + regime.gradient)
-    if zero_stage == 2:
+    if zero_stage < 3:
         return regime.compute * shard.total + gradient
     if dense_shards(degrees) == 1 and regime.compute == regime.weight:
         return 0

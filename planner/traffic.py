@@ -11,6 +11,7 @@ n ranks in the group, t = tp::
     cp    layers m 3 (n-1) e 2 k d T / t       ring: keys and values forward, they and their
                                                gradients backward
           layers m 8 (n-1)/n e T h / t         ulysses: four all-to-all forward, four backward
+    operator  layers m 4 (n-1)/n e T h         all-reduce once forward, once backward
     pp    m v 2 e T h / t with sp              activations forward, their gradients backward
     ep    layers m 4 (n-1)/n e T top_k h / t   dispatch and combine, forward and backward
     edp   as fsdp or dp                        experts: their P counts here and not there
@@ -51,10 +52,11 @@ def bytes_per_step(
     volumes = {
         "tp": 8 * hidden * layers * count,
         "cp": context * layers * count,
+        "operator": 4 * outside * layers * count,
         "ep": 4 * outside * (model.moe.top_k if model.moe else 0) * sparse * count,
         **_data_volumes(recipe, degrees, held),
     }
-    sizes = {axis: degrees.of(axis) for axis in ("tp", "cp", "ep", "dp", "fsdp")}
+    sizes = {axis: degrees.of(axis) for axis in ("tp", "cp", "operator", "ep", "dp", "fsdp")}
     if degrees.ep > 1:
         sizes["edp"] = degrees.num_data_ranks * degrees.cp // degrees.ep
     traffic = {axis: volumes[axis] * (size - 1) / size for axis, size in sizes.items() if size > 1}
@@ -68,12 +70,12 @@ def _data_volumes(recipe: Recipe, degrees: Degrees, held: Shard) -> dict[str, fl
     spec, train = recipe.parallelism, recipe.train
     assert train is not None
     regime = states.REGIMES[train.precision]
-    if spec.zero_stage >= 3:
-        per_parameter = (2 * regime.compute + regime.gradient) * num_micro_batches(recipe, degrees)
-    else:
-        per_parameter = regime.compute + regime.gradient
+    micro_batches = num_micro_batches(recipe, degrees)
+    gathers = 2 * micro_batches if spec.zero_stage >= 3 else 1
+    scatters = 1 if spec.reduces_once else micro_batches
+    per_parameter = gathers * regime.compute + scatters * regime.gradient
     dense = held.dense if degrees.ep > 1 else held.total
-    replicas = 2.0 * regime.gradient / (degrees.fsdp if spec.zero_stage >= 2 else 1)
+    replicas = 2.0 * regime.gradient / (degrees.fsdp if spec.zero_stage else 1)
     return {
         "dp": replicas * dense,
         "fsdp": float(per_parameter * dense),

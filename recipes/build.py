@@ -7,7 +7,7 @@ in `Recipe.notes`.
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,20 @@ from parctl.recipes.model_schema import ModelFields
 from parctl.recipes.models import complete_model
 from parctl.recipes.parallelism import build_parallelism, check_parallelism
 from parctl.recipes.presets import find_preset, is_alias, load_preset, unknown_preset_hint
+from parctl.recipes.expert_load_file import read_expert_load_file
+from parctl.recipes.schedule_file import read_schedule_file
 from parctl.recipes.schema import (
     CheckpointFields,
     DataFields,
     LaunchFields,
     ParallelismFields,
+    PlacementFields,
     RecipeFields,
     ScriptFields,
     TrainFields,
 )
 
+DRAWN = "random"  # `checkpoint.init_from`: draw the first weights
 MAX_NAME = 33  # a run id is a DNS label of at most 40: this, a dash and six characters
 
 
@@ -59,7 +63,7 @@ def build_recipe(fields: RecipeFields, context: Context) -> spec.Recipe | None:
     if fields.task == "train":
         data = _data(fields.data, context)
     if fields.task != "script":
-        checkpoint = _checkpoint(fields.checkpoint or CheckpointFields(), context)
+        checkpoint = _checkpoint(fields.checkpoint or CheckpointFields(), fields.model, context)
     certain = not context.doubtful & {"model", "parallelism"}
     if model is not None and parallelism is not None and certain:
         context.faults.extend(check_recipe(model, parallelism, train, data))
@@ -76,6 +80,7 @@ def build_recipe(fields: RecipeFields, context: Context) -> spec.Recipe | None:
         checkpoint=checkpoint,
         script=None if fields.script is None else _script(fields.script, context),
         launch=launch,
+        placement=_placement(fields.placement),
         source=context.source,
         notes=tuple(context.notes),
     )
@@ -173,7 +178,34 @@ def _parallelism(fields: RecipeFields, context: Context) -> spec.ParallelismSpec
     faults = [] if "parallelism" in context.doubtful else check_parallelism(values)
     for key, message, hint in faults:
         context.fault(f"parallelism.{key}", message, hint)
-    return None if faults else build_parallelism(values)
+    if faults:
+        return None
+    built = build_parallelism(values)
+    if given.expert_load_file is not None:
+        rows, fault = read_expert_load_file(context.folder / given.expert_load_file)
+        if fault is not None:
+            hint = "runs of models with experts write `expert_load.json` to their directory"
+            context.fault("parallelism.expert_load_file", fault, hint)
+            return None
+        built = replace(built, expert_load=rows)
+    if given.schedule_file is not None and built.pp != 1:
+        return _with_schedule_file(built, context.folder / given.schedule_file, context)
+    return built
+
+
+def _with_schedule_file(
+    built: spec.ParallelismSpec, path: Path, context: Context
+) -> spec.ParallelismSpec | None:
+    rows, num_stages, fault = read_schedule_file(path)
+    if fault is None and built.pp not in (None, len(rows)):
+        fault = f"`{path}` has {len(rows)} rows, expected one for each of pp = {built.pp} ranks"
+    if fault is not None:
+        hint = "one row per pipeline rank, cells as in `0F0,0F1,0B0,0B1`"
+        context.fault("parallelism.schedule_file", fault, hint)
+        return None
+    return replace(
+        built, pp=len(rows), virtual_stages=num_stages // len(rows), schedule_table=rows
+    )
 
 
 def _train(
@@ -208,11 +240,19 @@ def _train(
         steps=steps,
         precision=pick("precision", "bf16"),
         recompute=recompute,
+        recompute_layers=tuple(fields.recompute_layers),
+        offload_activations=fields.offload_activations,
+        offload_optimizer=fields.offload_optimizer,
+        compile=fields.compile,
+        mtp_loss=fields.mtp_loss,
+        streams=fields.streams,
         seed=fields.seed,
         validate_every=fields.validate_every,
         validate_batches=fields.validate_batches,
         log_every=fields.log_every,
         comm_timeout_s=float(fields.comm_timeout_s),
+        on_nan=fields.on_nan,
+        max_skips=fields.max_skips,
         optimizer=spec.OptimizerSpec(
             name=optimizer.name,
             lr=float(lr),
@@ -247,17 +287,41 @@ def _data(fields: DataFields | None, context: Context) -> spec.DataSpec:
         format=fields.format,
         text_key=fields.text_key,
         tokenizer=tokenizer if tokenizer == "byte" else _absolute(tokenizer, context),
+        document_mask=fields.document_mask,
+        end_token=fields.end_token,
     )
 
 
-def _checkpoint(fields: CheckpointFields, context: Context) -> spec.CheckpointSpec:
+def _checkpoint(
+    fields: CheckpointFields, model: ModelFields | None, context: Context
+) -> spec.CheckpointSpec:
     return spec.CheckpointSpec(
         dir=None if fields.dir is None else _absolute(fields.dir, context),
         every=fields.every,
         keep=fields.keep,
         at_end=fields.at_end,
         resume=fields.resume,
+        async_save=fields.async_save,
+        init_from=_first_weights(fields.init_from, model, context),
     )
+
+
+def _first_weights(
+    given: str | None, model: ModelFields | None, context: Context
+) -> str | None:
+    """Return the folder of the first weights: the one named, else that of `model.hf` if it has any.
+
+    None: they are drawn from the seed.
+    """
+    if given is not None:
+        return None if given == DRAWN else _absolute(given, context)
+    folder = None if model is None or model.hf is None else Path(_absolute(model.hf, context))
+    if folder is None or next(folder.glob("*.safetensors"), None) is None:
+        return None
+    context.notes.append(
+        f"starts from the weights in {folder}: `checkpoint.init_from: {DRAWN}` draws new ones"
+    )
+    return str(folder)
 
 
 def _script(fields: ScriptFields, context: Context) -> spec.ScriptSpec:
@@ -295,6 +359,16 @@ def _launch(fields: LaunchFields, context: Context) -> spec.LaunchSpec:
         },
         timeout_s=None if fields.timeout_s is None else float(fields.timeout_s),
         stop_grace_s=float(fields.stop_grace_s),
+    )
+
+
+def _placement(fields: PlacementFields | None) -> spec.PlacementSpec | None:
+    if fields is None or not (fields.exclude or fields.require or fields.spares):
+        return None
+    return spec.PlacementSpec(
+        exclude=tuple(dict.fromkeys(fields.exclude)),
+        require=tuple(dict.fromkeys(fields.require)),
+        spares=fields.spares,
     )
 
 

@@ -11,6 +11,7 @@ from parctl.recipes.faults import Fault
 from parctl.recipes.spec import DataSpec, ModelSpec, ParallelismSpec, TrainSpec
 
 BYTE_VOCABULARY = 256  # byte 0 ends a document
+BRANCHES = 2  # of a parallel block
 
 
 def check_recipe(
@@ -21,11 +22,13 @@ def check_recipe(
         *_tensor_faults(model, parallelism),
         *_pipeline_faults(model, parallelism),
         *_expert_faults(model, parallelism),
+        *_operator_faults(model, parallelism),
     ]
     if train is not None:
         faults += _sequence_faults(model, parallelism, train)
         faults += _batch_faults(parallelism, train)
         faults += _optimizer_faults(train)
+        faults += _memory_faults(model, train)
     if data is not None and data.tokenizer == "byte" and 0 < model.vocab_size < BYTE_VOCABULARY:
         message = f"the byte tokenizer needs {BYTE_VOCABULARY} tokens, vocab_size is"
         faults.append(_fault("data.tokenizer", f"{message} {model.vocab_size}",
@@ -76,6 +79,12 @@ def _expert_faults(model: ModelSpec, parallelism: ParallelismSpec) -> list[Fault
     if ep is not None and experts % ep:
         message = f"num_experts ({experts}) / ep ({ep}) is not a whole number"
         faults.append(_fault("parallelism.ep", message, _nearest_divisor(experts, ep)))
+    for layer, row in enumerate(parallelism.expert_load or ()):
+        if len(row) != (experts if is_sparse(model, layer) else 0):
+            message = f"layer {layer} has {len(row)} loads in the file, but {model.name}: {experts}"
+            hint = "a list per layer, empty for layers without experts"
+            faults.append(_fault("parallelism.expert_load_file", message, hint))
+            break
     if etp is not None and model.moe.expert_ffn_dim % etp:
         message = f"expert_ffn_dim ({model.moe.expert_ffn_dim}) / etp ({etp}) is not whole"
         hint = _nearest_divisor(model.moe.expert_ffn_dim, etp)
@@ -91,6 +100,39 @@ def _expert_faults(model: ModelSpec, parallelism: ParallelismSpec) -> list[Fault
         message = f"ep ({ep}) x etp ({etp}) does not divide dp x fsdp x cp x tp = {pool}"
         hint = "experts are spread over these ranks: " + _nearest_divisor(pool, ep * etp)
         faults.append(_fault("parallelism.ep", message, hint))
+    return faults
+
+
+def _operator_faults(model: ModelSpec, parallelism: ParallelismSpec) -> list[Fault]:
+    operator, path = parallelism.operator, "parallelism.operator"
+    if operator == 1:
+        return []
+    if not model.parallel_blocks:
+        message = f"the blocks of {model.name} have no branches side by side"
+        return [_fault(path, message, "set `model.parallel_blocks: true`, or remove OP")]
+    faults = []
+    if operator != BRANCHES:
+        message = f"found {operator}, but a block has {BRANCHES} branches, attention and MLP"
+        faults.append(_fault(path, message, f"write `OP{BRANCHES}`"))
+    if model.moe is not None:
+        message = "the balance of experts is part of the loss, which every rank must see"
+        faults.append(_fault(path, message, "use EP for experts, and remove OP"))
+    if model.dropout:
+        message = f"dropout ({model.dropout:g}): ranks with other branches draw other masks"
+        faults.append(_fault(path, message, "set `model.dropout: 0`, or remove OP"))
+    return faults
+
+
+def _memory_faults(model: ModelSpec, train: TrainSpec) -> list[Fault]:
+    faults = []
+    modes = {train.recompute_of(layer) for layer in range(model.num_layers)}
+    if train.offload_activations and not modes & {"full", "partitioned"}:
+        message = "no layer recomputes from its input, so nothing waits to be used again"
+        hint = "set `train.recompute: full` (or partitioned), or remove it"
+        faults.append(_fault("train.offload_activations", message, hint))
+    if train.streams > 1 and not model.parallel_blocks:
+        message = f"the blocks of {model.name} have no branches side by side"
+        faults.append(_fault("train.streams", message, "set `model.parallel_blocks: true`"))
     return faults
 
 

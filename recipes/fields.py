@@ -25,7 +25,7 @@ VariableText = Annotated[
     str, Field(max_length=32768), WithJsonSchema({"type": ["string", "number", "boolean", "null"]})
 ]
 Environment = dict[VariableName, VariableText]
-Axis = Literal["pp", "dp", "fsdp", "cp", "tp"]
+Axis = Literal["pp", "dp", "fsdp", "cp", "operator", "tp"]
 
 
 def _listed(value: Any) -> Any:

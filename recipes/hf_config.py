@@ -1,5 +1,5 @@
 """A Hugging Face `config.json` read as model fields: llama, mistral, gpt2, mixtral, qwen2, qwen3,
-qwen3_moe.
+qwen3_moe, deepseek_v3. What a model of ours cannot compute is refused by its key.
 
 The one idea: only shapes are taken. What the file leaves out takes the value that the
 `transformers` library documents as its default for that model type, because that is what the file's
@@ -13,7 +13,7 @@ from typing import Any
 
 from parctl.recipes.faults import Fault, listed
 
-_LLAMA_LIKE = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe")
+_LLAMA_LIKE = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "deepseek_v3")
 MODEL_TYPES = (*_LLAMA_LIKE, "gpt2")
 _NORM_EPS = {"mixtral": 1e-5}  # documented defaults of rms_norm_eps; the others: 1e-6
 
@@ -31,6 +31,10 @@ def read_hf_config(folder: Path) -> tuple[dict[str, Any], list[Fault]]:
         kind = config.get("model_type") if isinstance(config, dict) else None
         message = f"`{path}` has model_type {kind!r}, expected one of {listed(MODEL_TYPES)}"
         return {}, [_fault(message, "give the model's fields instead of `hf`")]
+    refused = _refused(config)
+    if refused:
+        message = f"`{path}` has {refused}, which no model of parctl computes"
+        return {}, [_fault(message, "give the model's fields instead of `hf`")]
     try:
         values = _gpt2(config) if config["model_type"] == "gpt2" else _llama_like(config)
     except KeyError as error:
@@ -41,6 +45,34 @@ def read_hf_config(folder: Path) -> tuple[dict[str, Any], list[Fault]]:
     if wrong:
         return {}, [_fault(f"`{path}`: {wrong}", "is this the model's own config.json?")]
     return values, []
+
+
+def _refused(config: Mapping[str, Any]) -> str | None:
+    """Return the first setting that would make another model of it if it were ignored."""
+    kind = config["model_type"]
+    scaling: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        value = config.get(key)
+        scaling |= value if isinstance(value, dict) else {}
+    rope_type = scaling.get("rope_type", scaling.get("type", "default"))
+    activation = config.get("activation_function", "gelu_new")
+    if kind != "gpt2":
+        activation = config.get("hidden_act", "silu")
+    bias = bool(config.get("attention_bias", False))
+    dense = config.get("mlp_only_layers") or []
+    wrong = {
+        f"rope_scaling of type {rope_type!r}": rope_type not in ("default", "llama3"),
+        f"activation {activation!r}": activation
+        not in (("gelu_new", "gelu_pytorch_tanh") if kind == "gpt2" else ("silu", "swish")),
+        "attention_bias without mlp_bias": bias
+        and not (kind in ("llama", "qwen2") and config.get("mlp_bias", kind == "qwen2")),
+        "norm_topk_prob: false": kind in ("qwen3_moe", "deepseek_v3")
+        and not config.get("norm_topk_prob", kind == "deepseek_v3"),
+        "mlp_only_layers that are not the first ones": dense != list(range(len(dense))),
+        "rope_interleave: false": config.get("rope_interleave", True) is False,
+        "scale_attn_by_inverse_layer_idx": config.get("scale_attn_by_inverse_layer_idx", False),
+    }
+    return next((name for name, found in wrong.items() if found), None)
 
 
 def _gpt2(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,7 +95,7 @@ def _llama_like(config: Mapping[str, Any]) -> dict[str, Any]:
     rope = _mapping(config, "rope_parameters")  # newer files put theta and scaling together
     bias = bool(config.get("attention_bias", False))
     values = {
-        "family": "moe" if kind in ("mixtral", "qwen3_moe") else "llama",
+        "family": "moe" if kind in ("mixtral", "qwen3_moe", "deepseek_v3") else "llama",
         "num_layers": config["num_hidden_layers"],
         "dim": config["hidden_size"],
         "num_heads": config["num_attention_heads"],
@@ -71,7 +103,7 @@ def _llama_like(config: Mapping[str, Any]) -> dict[str, Any]:
         "head_dim": config.get("head_dim"),
         "ffn_dim": config["intermediate_size"],
         "vocab_size": config["vocab_size"],
-        "max_seq_len": config["max_position_embeddings"],
+        "max_seq_len": _max_seq_len(config),
         "norm_eps": config.get("rms_norm_eps", _NORM_EPS.get(kind, 1e-6)),
         "rope_theta": rope.get("rope_theta", config.get("rope_theta", 10_000.0)),
         "rope_scaling": _rope_scaling(rope or _mapping(config, "rope_scaling")),
@@ -94,7 +126,51 @@ def _llama_like(config: Mapping[str, Any]) -> dict[str, Any]:
             config["moe_intermediate_size"],
             config,
         )
+        values["moe"]["num_dense_layers"] = len(config.get("mlp_only_layers") or [])
+    if kind == "deepseek_v3":
+        values |= _deepseek(config)
     return {key: value for key, value in values.items() if value is not None}
+
+
+def _max_seq_len(config: Mapping[str, Any]) -> int:
+    """As far as every token sees all before it: a sliding window is no more than a limit."""
+    longest: int = config["max_position_embeddings"]
+    window = config.get("sliding_window")
+    slides = config.get("use_sliding_window", config["model_type"] in ("mistral", "mixtral"))
+    return min(longest, window) if slides and window else longest
+
+
+def _deepseek(config: Mapping[str, Any]) -> dict[str, Any]:
+    """DeepSeek-V3's latents and experts; heads are not grouped, and their sizes are the latents'.
+
+    Its multi-token prediction modules are left out, as `transformers` does.
+    """
+    moe = _moe(
+        config["n_routed_experts"],
+        config["num_experts_per_tok"],
+        config["moe_intermediate_size"],
+        config,
+    )
+    return {
+        "num_kv_heads": config["num_attention_heads"],
+        "head_dim": config["qk_nope_head_dim"] + config["qk_rope_head_dim"],
+        "mla": {
+            "q_lora_rank": config.get("q_lora_rank"),
+            "kv_lora_rank": config["kv_lora_rank"],
+            "qk_nope_head_dim": config["qk_nope_head_dim"],
+            "qk_rope_head_dim": config["qk_rope_head_dim"],
+            "v_head_dim": config["v_head_dim"],
+        },
+        "moe": moe
+        | {
+            "num_shared_experts": config.get("n_shared_experts") or 0,
+            "num_dense_layers": config.get("first_k_dense_replace", 3),
+            "router": "sigmoid",
+            "weight_scale": config.get("routed_scaling_factor", 2.5),
+            "num_groups": config.get("n_group", 8),
+            "top_k_groups": config.get("topk_group", 4),
+        },
+    }
 
 
 def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -116,6 +192,8 @@ def _moe(num_experts: int, top_k: int, width: int, config: Mapping[str, Any]) ->
         "aux_loss": config.get("router_aux_loss_coef", 0.001),
         "z_loss": 0.0,
         "router": "softmax",
+        "weight_scale": 1.0,
+        "bias_rate": 0.001,
         "num_groups": 1,
         "top_k_groups": 1,
     }

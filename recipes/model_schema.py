@@ -56,6 +56,14 @@ class MoeFields(Fields):
     router: Literal["softmax", "sigmoid"] = Field(
         default="softmax", description="how scores become weights", examples=["softmax"]
     )
+    weight_scale: Positive = Field(
+        default=1.0, description="factor on the weights of routed experts", examples=[2.5]
+    )
+    bias_rate: NotNegative = Field(
+        default=0.001,
+        description="how far the sigmoid router's balance bias moves in a step",
+        examples=[0.001],
+    )
     num_groups: Size = Field(
         default=1, description="node-limited routing: groups of experts", examples=[8]
     )
@@ -141,6 +149,11 @@ class ModelFields(Fields):
     )
     qk_norm: bool | None = Field(
         default=None, description="RMSNorm per head on q and k", examples=[True]
+    )
+    parallel_blocks: bool | None = Field(
+        default=None,
+        description="attention and MLP side by side on one norm's output (GPT-J, PaLM)",
+        examples=[True],
     )
     tied_embeddings: bool | None = Field(
         default=None, description="the head shares the embedding", examples=[False]

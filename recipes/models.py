@@ -171,6 +171,7 @@ def _build(full: Values, name: str) -> ModelSpec:
         bias=full["bias"],
         qkv_bias=full.get("qkv_bias", False),
         qk_norm=full.get("qk_norm", False),
+        parallel_blocks=full.get("parallel_blocks", False),
         tied_embeddings=full["tied_embeddings"],
         dropout=float(full.get("dropout", 0.0)),
         causal=full["causal"],

@@ -28,7 +28,7 @@ def check_parallelism(values: Mapping[str, Any]) -> list[Fault]:
     faults: list[Fault] = []
     named = [axis for axis in DEGREES if axis in values]
     if values.get("auto"):
-        extra = [*named, *(key for key in ("sp", "layer", "operator") if key in values)]
+        extra = [*named, *(key for key in ("sp", "layer") if key in values)]
         return [
             (key, f"found `{key}` beside `auto`, which picks every degree", "keep one of the two")
             for key in extra
@@ -38,7 +38,10 @@ def check_parallelism(values: Mapping[str, Any]) -> list[Fault]:
             ("sp", "SP without TP: there is no TP group to split activations in", SP_HINT)
         )
     for key, axis in (("schedule", "pp"), ("virtual_stages", "pp"), ("layer", "pp"),
-                      ("cp_kind", "cp"), ("zero_stage", "fsdp"), ("etp", "ep")):  # fmt: skip
+                      ("schedule_file", "pp"),
+                      ("expert_placement", "ep"), ("expert_load_file", "ep"),
+                      ("cp_kind", "cp"), ("zero_stage", "fsdp"), ("etp", "ep"),
+                      ("prefetch", "fsdp"), ("reshard", "fsdp")):  # fmt: skip
         if values.get(key) and axis not in values:
             message = f"found `{key}`, but the axis it belongs to, {axis}, is not named"
             faults.append((key, message, f"add `{axis}`, or remove `{key}`"))
@@ -56,6 +59,20 @@ def check_parallelism(values: Mapping[str, Any]) -> list[Fault]:
         key = "schedule" if "schedule" in values else "virtual_stages"
         message = "naive layer placement runs one stage at a time: it has no schedule"
         faults.append((key, message, "use PP in place of LAYER for a schedule"))
+    if "schedule_file" in values:
+        faults += [
+            (key, f"found `{key}` beside `schedule_file`, which says it", "keep one of the two")
+            for key in ("schedule", "virtual_stages", "layer")
+            if key in values
+        ]
+    balanced = values.get("expert_placement") == "load-balanced"
+    if balanced and "expert_load_file" not in values:
+        message = "load-balanced placement, but no `expert_load_file`"
+        hint = "name the `expert_load.json` of an earlier run, or use round-robin"
+        faults.append(("expert_placement", message, hint))
+    if "expert_load_file" in values and not balanced:
+        message = "found `expert_load_file`, which nothing but load-balanced placement reads"
+        faults.append(("expert_load_file", message, "add `expert_placement: load-balanced`"))
     return faults + _order_faults(values)
 
 
@@ -96,12 +113,18 @@ def build_parallelism(values: Mapping[str, Any]) -> ParallelismSpec:
         cp=degree["cp"],
         ep=degree["ep"],
         etp=degree["etp"] if degree["ep"] != 1 else 1,
+        expert_placement=values.get("expert_placement", "block"),
+        expert_load=None,
         layer=bool(values.get("layer")) and has_pipeline,
         operator=values.get("operator", 1),
         zero_stage=values.get("zero_stage", 3) if degree["fsdp"] != 1 else 0,
+        grad_sync=values.get("grad_sync", "auto"),
+        prefetch=values.get("prefetch", 1),
+        reshard=values.get("reshard", "auto"),
         cp_kind=values.get("cp_kind", "ring") if has_context else "ring",
         schedule=schedule,
         virtual_stages=values.get("virtual_stages", default_stages) if has_pipeline else 1,
+        schedule_table=None,
         order=tuple(axis for axis in AXES if axis not in order) + order,
         allow_cross_node_tp=bool(values.get("allow_cross_node_tp")),
         allow_pcie_tp=bool(values.get("allow_pcie_tp")),

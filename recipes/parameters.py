@@ -124,7 +124,7 @@ def _layer(model: ModelSpec, *, sparse: bool, cross: bool) -> LayerCount:
     attention, replicated = _attention(model)
     if cross:
         attention, replicated = 2 * attention, 2 * replicated
-    replicated += _norm(model) * (3 if cross else 2)
+    replicated += _norm(model) * ((3 if cross else 2) - model.parallel_blocks)
     if not sparse:
         row_bias = model.dim if model.bias else 0
         return LayerCount(

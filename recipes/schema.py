@@ -63,8 +63,28 @@ class ParallelismFields(Fields):
     virtual_stages: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None, description="stages per pipeline rank", examples=[2]
     )
+    schedule_file: Text | None = Field(
+        default=None,
+        description="CSV of the pipeline's actions, a row per rank, in place of `schedule`",
+        examples=["mine.csv"],
+    )
     layer: bool | None = Field(
         default=None, description="naive layer placement: pp without micro-batches", examples=[True]
+    )
+    grad_sync: Literal["auto", "each", "last"] | None = Field(
+        default=None,
+        description="exchange gradients after each micro-batch, or after the last of a step;"
+        " default auto: each for ZeRO stages 2 and 3 unless last fits too, last otherwise",
+        examples=["last"],
+    )
+    prefetch: Annotated[int, Field(ge=1, le=16)] | None = Field(
+        default=None, description="units that fsdp gathers ahead of need; default 1", examples=[2]
+    )
+    reshard: Literal["auto", "always", "never"] | Annotated[int, Field(ge=2)] | None = Field(
+        default=None,
+        description="free what fsdp gathered after forward; N: keep shards in groups of N ranks;"
+        " default auto: all but the head for stage 3, never for stages 1 and 2",
+        examples=["always"],
     )
     cp: DegreeOrNone = Field(default=None, description="context parallel", examples=[4])
     cp_kind: Literal["ring", "ulysses"] | None = Field(
@@ -74,12 +94,24 @@ class ParallelismFields(Fields):
     etp: DegreeOrNone = Field(
         default=None, description="tensor parallel inside experts; default 1", examples=[2]
     )
+    expert_placement: Literal["block", "round-robin", "load-balanced"] | None = Field(
+        default=None,
+        description="which experts live together on an ep rank; default block",
+        examples=["round-robin"],
+    )
+    expert_load_file: Text | None = Field(
+        default=None,
+        description="`expert_load.json` of an earlier run, for load-balanced placement",
+        examples=["expert_load.json"],
+    )
     operator: Annotated[int, Field(ge=1, le=MAX_DEGREE)] | None = Field(
-        default=None, description="branches on ranks of their own", examples=[2]
+        default=None,
+        description="2: the branches of a parallel block on ranks of their own",
+        examples=[2],
     )
     order: list[Axis] | None = Field(
         default=None,
-        description="mesh axes outermost first; default pp, dp, fsdp, cp, tp",
+        description="mesh axes outermost first; default pp, dp, fsdp, cp, operator, tp",
         examples=[["dp", "pp", "tp"]],
     )
     allow_cross_node_tp: bool | None = Field(
@@ -143,6 +175,34 @@ class TrainFields(Fields):
         description="activations computed again in backward; default selective",
         examples=["selective"],
     )
+    recompute_layers: list[Recompute] = Field(
+        default=[],
+        description="modes of successive layers, over and over; absent: `recompute` for all",
+        examples=[["full", "none"]],
+    )
+    offload_activations: bool = Field(
+        default=False,
+        description="block inputs that recompute keeps wait in host memory",
+        examples=[True],
+    )
+    offload_optimizer: bool = Field(
+        default=False,
+        description="optimizer state lives in host memory and is updated there",
+        examples=[True],
+    )
+    compile: bool = Field(
+        default=False, description="compile every block (torch.compile)", examples=[True]
+    )
+    mtp_loss: Annotated[float, Field(gt=0, le=10)] = Field(
+        default=0.3,
+        description="weight of multi-token prediction beside the loss of the next token",
+        examples=[0.3],
+    )
+    streams: Annotated[int, Field(ge=1, le=2)] = Field(
+        default=1,
+        description="2: the branches of a parallel block on two streams of one device",
+        examples=[2],
+    )
     activation_checkpointing: Recompute | None = Field(
         default=None, description="another name of `recompute`", examples=["selective"]
     )
@@ -158,6 +218,14 @@ class TrainFields(Fields):
         default=300.0,
         description="of a collective, seconds, after the first step",
         examples=[300.0],
+    )
+    on_nan: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="a loss or gradient norm that is not finite: end the run, or leave the step out",
+        examples=["skip"],
+    )
+    max_skips: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default=10, description="steps in a row that `on_nan: skip` leaves out", examples=[10]
     )
     optimizer: OptimizerFields = Field(
         default_factory=OptimizerFields, description="AdamW", examples=[{"lr": 3e-4}]
@@ -187,6 +255,16 @@ class DataFields(Fields):
     tokenizer: Text = Field(
         default="byte", description="`byte`, or the path of a tokenizer.json", examples=["byte"]
     )
+    document_mask: bool = Field(
+        default=False,
+        description="attention does not cross the borders of documents in a sequence",
+        examples=[True],
+    )
+    end_token: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
+        description="id that ends a document of a tokenised file; default: the tokenizer's own",
+        examples=[0],
+    )
 
 
 class CheckpointFields(Fields):
@@ -202,6 +280,15 @@ class CheckpointFields(Fields):
     at_end: bool = Field(default=True, description="save when training ends", examples=[True])
     resume: bool = Field(
         default=True, description="continue from the newest in `dir`", examples=[True]
+    )
+    async_save: bool = Field(
+        default=False, description="write while training goes on", examples=[True]
+    )
+    init_from: Text | None = Field(
+        default=None,
+        description="Hugging Face folder with the first weights, or `random`; default: those in"
+        " the folder of `model.hf`, else random",
+        examples=["/mnt/models/Llama-3.2-1B"],
     )
 
 
@@ -265,6 +352,22 @@ class LaunchFields(Fields):
     )
 
 
+class PlacementFields(Fields):
+    """Which nodes of the cluster a job may use. Lists such as `gpu[01-08]` are expanded."""
+
+    exclude: ZeroOrMore = Field(
+        default=[], description="nodes that must not be used", examples=[["gpu-3"]]
+    )
+    require: ZeroOrMore = Field(
+        default=[], description="nodes that must be used", examples=[["gpu-[0-1]"]]
+    )
+    spares: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        default=0,
+        description="nodes kept free, each able to stand in for any other",
+        examples=[1],
+    )
+
+
 class RecipeFields(Fields):
     """A parctl recipe: what to run, how it is split over devices, and where it goes."""
 
@@ -296,6 +399,9 @@ class RecipeFields(Fields):
     )
     launch: LaunchFields | None = Field(
         default=None, description="where it runs", examples=[{"retries": 3}]
+    )
+    placement: PlacementFields | None = Field(
+        default=None, description="on which nodes", examples=[{"exclude": ["gpu-3"]}]
     )
 
 

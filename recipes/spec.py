@@ -14,7 +14,8 @@ Task = Literal["train", "generate", "serve", "script"]
 Precision = Literal["fp32", "bf16", "fp16", "fp8", "fp64"]
 Recompute = Literal["none", "selective", "full", "partitioned"]
 Schedule = Literal["gpipe", "1f1b", "interleaved-1f1b", "zero-bubble", "zbv", "dualpipev"]
-AXES = ("pp", "dp", "fsdp", "cp", "tp")  # mesh axes, outermost to innermost, in the default order
+# mesh axes, outermost to innermost, in the default order
+AXES = ("pp", "dp", "fsdp", "cp", "operator", "tp")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,8 @@ class MoeSpec:
     aux_loss: float
     z_loss: float
     router: Literal["softmax", "sigmoid"]
+    weight_scale: float  # on the weights of routed experts
+    bias_rate: float  # step of the sigmoid router's balance bias (2408.15664)
     num_groups: int  # node-limited routing (DeepSeek); 1: off
     top_k_groups: int
 
@@ -82,6 +85,7 @@ class ModelSpec:
     bias: bool  # on attention and MLP projections
     qkv_bias: bool
     qk_norm: bool
+    parallel_blocks: bool  # x + attention(norm x) + mlp(norm x), one norm (GPT-J, PaLM)
     tied_embeddings: bool
     dropout: float
     causal: bool
@@ -106,16 +110,34 @@ class ParallelismSpec:
     cp: int | None
     ep: int | None
     etp: int | None  # 1 unless given
+    expert_placement: Literal["block", "round-robin", "load-balanced"]
+    expert_load: tuple[tuple[float, ...], ...] | None  # of layers, by expert; load-balanced only
     layer: bool  # pp stages without micro-batches (naive placement)
-    operator: int
+    operator: int  # ranks that share the branches of a parallel block; 1 unless given
     zero_stage: Literal[0, 1, 2, 3]  # of the fsdp axis; 0 when there is none
+    grad_sync: Literal["auto", "each", "last"]  # micro-batches that end in an exchange of gradients
+    prefetch: int  # units that fsdp gathers ahead of need
+    reshard: Literal["auto", "always", "never"] | int  # after forward; N: to groups of N ranks
     cp_kind: Literal["ring", "ulysses"]
     schedule: Schedule
     virtual_stages: int
+    # rows of a schedule of the user's own, one per pipeline rank, in place of `schedule`
+    schedule_table: tuple[tuple[str, ...], ...] | None
     order: tuple[str, ...]  # mesh axes, outermost first; a permutation of AXES
     allow_cross_node_tp: bool
     allow_pcie_tp: bool
     strict_node: bool  # a rack-scale NVLink domain does not count as one node
+
+    @property
+    def reduces_once(self) -> bool:
+        """Whether gradients are exchanged in the last backward pass of a step only.
+
+        Without a word in the recipe, stages 2 and 3 of ZeRO reduce-scatter in each: whole gradients
+        kept between micro-batches would cost the memory that sharding saved.
+        """
+        if self.grad_sync == "auto":
+            return self.zero_stage < 2
+        return self.grad_sync == "last"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,12 +160,25 @@ class TrainSpec:
     steps: int
     precision: Precision
     recompute: Recompute
+    recompute_layers: tuple[Recompute, ...]  # of successive layers, over and over; empty: as above
+    offload_activations: bool  # kept block inputs wait in host memory
+    offload_optimizer: bool  # moments live, and are updated, in host memory
+    compile: bool  # every block by torch.compile
+    mtp_loss: float  # weight of multi-token prediction beside the next token's loss
+    streams: int  # streams of one device that the branches of a block run on
     seed: int
     validate_every: int  # steps; 0: never
     validate_batches: int
     log_every: int  # steps
     comm_timeout_s: float  # after the first step; longer before it
+    on_nan: Literal["stop", "skip"]  # a loss or gradient norm that is not finite
+    max_skips: int  # steps in a row that `skip` leaves out before it stops
     optimizer: OptimizerSpec
+
+    def recompute_of(self, layer: int) -> Recompute:
+        """How layer `layer`, from 0, is recomputed."""
+        modes = self.recompute_layers
+        return modes[layer % len(modes)] if modes else self.recompute
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +191,8 @@ class DataSpec:
     format: Literal["auto", "text", "jsonl", "parquet", "bin"]
     text_key: str  # of jsonl and parquet rows
     tokenizer: str  # `byte`, or the path of a Hugging Face tokenizer.json
+    document_mask: bool  # attention does not cross the borders of documents
+    end_token: int | None  # that ends a document of a .bin file; else the tokenizer's own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +202,8 @@ class CheckpointSpec:
     keep: int  # newest complete ones; 0: all
     at_end: bool
     resume: bool  # continue from the newest complete one in `dir`
+    async_save: bool  # write while training goes on
+    init_from: str | None  # Hugging Face folder with the first weights; None: drawn from the seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +237,15 @@ class LaunchSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementSpec:
+    """Nodes by name, or as lists such as `gpu[01-08]`."""
+
+    exclude: tuple[str, ...]  # must not be used
+    require: tuple[str, ...]  # must be used
+    spares: int  # nodes kept free
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     name: str
     task: Task
@@ -208,6 +256,7 @@ class Recipe:
     checkpoint: CheckpointSpec | None
     script: ScriptSpec | None
     launch: LaunchSpec
+    placement: PlacementSpec | None = None  # None: any node will do
     source: str  # file, shipped name or line that it was read from
     notes: tuple[str, ...]  # what the loader decided on the user's behalf, in sentences
 

@@ -1,41 +1,51 @@
-"""Checkpoints that survive a kill at any moment.
+"""Checkpoints that survive a kill at any moment, written by all ranks together.
 
-`DIR/step-00000100/` holds torch's DCP files, `parctl.json`, and `COMPLETE`, which is written last::
+A process killed anywhere leaves the checkpoints before it untouched and at most one torn directory,
+which readers skip and the next save removes (`runtime.checkpoint_directory`). Tensors carry the
+plain model's names and their whole shapes, so another layout can read them.
 
-    DIR/.saving-step-00000100/   while it is written; renamed when complete
-    DIR/step-00000100/           readable exactly when COMPLETE is there
+With `async_save` a save costs training one copy to host memory. A thread writes the copy, at most
+one at a time: the next save waits for it, and so does the end of the run::
 
-A process killed anywhere leaves the older ones untouched and at most one torn directory, which
-readers skip and the next save removes. Tensors carry the plain model's names and their whole
-shapes, so another layout can read them.
+    train  ---copy--------train-----------copy---train---
+                 \\--write-----COMPLETE/       \\--write---
+
+The ranks agree on a save through a process group of its own, whose time-out is long and which no
+other collective can mix with.
 """
 
-import json
-import os
-import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from parctl.errors import ParctlError, UsageError
 from parctl.recipes.spec import CheckpointSpec, ModelSpec, to_json
-from parctl.runtime.optimizer import MOMENTS, set_step
+from parctl.runtime import checkpoint_directory as directory_of
+from parctl.runtime.checkpoint_directory import (
+    FileRecord,
+    Found,
+    final_path,
+    find_checkpoints,
+    partial_path,
+    read_description,
+)
+from parctl.runtime.mesh import LONG_TIMEOUT
+from parctl.runtime.optimizer import MOMENTS
 from parctl.topology.layout import Layout
 
 SCHEMA = 1
-COMPLETE = "COMPLETE"
-DESCRIPTION = "parctl.json"
-NAME = re.compile(r"step-(\d{8,})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,42 +62,93 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints in one directory. Every rank makes one; saving and loading are collective."""
+    """The checkpoints in one directory. Every rank makes one at the same time.
 
-    def __init__(self, directory: Path, spec: CheckpointSpec) -> None:
-        self.directory = directory
-        self._keep = spec.keep
+    Saving, finishing and loading are collective. `say` is told what happens.
+    """
 
-    def complete(self) -> tuple[list[Path], list[Path]]:
-        """Return the complete ones, oldest first, and the torn ones."""
-        if not self.directory.is_dir():
-            return [], []
-        found = [path for path in self.directory.iterdir() if NAME.fullmatch(path.name)]
-        found.sort(key=step_of)
-        whole = [path for path in found if (path / COMPLETE).is_file()]
-        torn = [path for path in found if path not in whole]
-        return whole, torn + sorted(self.directory.glob(".saving-*"))
-
-    def save(
+    def __init__(
         self,
-        progress: Progress,
-        parameters: Mapping[str, nn.Parameter],
-        optimizer: torch.optim.AdamW,
-    ) -> Path:
-        """Write a checkpoint of this step. Returns its directory once it is complete."""
-        final = self.directory / f"step-{progress.step:08d}"
-        partial = self.directory / f".saving-{final.name}"
+        directory: Path,
+        spec: CheckpointSpec,
+        device: torch.device,
+        say: Callable[[str], None],
+    ) -> None:
+        self.directory = directory
+        self._spec, self._say = spec, say
+        self._group = dist.new_group(backend="gloo", timeout=LONG_TIMEOUT, group_desc="checkpoint")
+        self._stager: DefaultStager | None = None
+        if spec.async_save:
+            options = StagingOptions(
+                use_pinned_memory=device.type == "cuda",
+                use_shared_memory=False,
+                use_async_staging=False,
+                use_non_blocking_copy=False,
+            )
+            self._stager = DefaultStager(options)
+        self._writer: Thread | None = None
+        self._failure: BaseException | None = None
+
+    def find(self) -> Found:
+        """Return what the first rank finds: files may reach other nodes later."""
+        found: list[Found | None] = [None]
         if dist.get_rank() == 0:
-            for torn in self.complete()[1]:
+            found[0] = find_checkpoints(self.directory)
+        dist.broadcast_object_list(found, group=self._group)
+        assert found[0]
+        return found[0]
+
+    def damage(self, path: Path) -> str | None:
+        """Return what is wrong with the content of a checkpoint. Each rank reads its share."""
+        own = directory_of.wrong_content(path, share=dist.get_rank(), of=dist.get_world_size())
+        said: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(said, own, group=self._group)
+        return next((problem for problem in said if problem), None)
+
+    def save(self, progress: Progress, state: Mapping[str, Tensor]) -> None:
+        """Write a checkpoint of this step, or copy `state` and write it in the background."""
+        self.finish()
+        final = final_path(self.directory, progress.step)
+        if dist.get_rank() == 0:
+            for torn in find_checkpoints(self.directory).torn:
                 shutil.rmtree(torn)
-            partial.mkdir(parents=True)
-        dist.barrier()
+            partial_path(final).mkdir(parents=True)
+        dist.barrier(self._group)
+        if self._stager is None:
+            self._write(final, progress, state)
+            return
+        copy = self._stager.stage(dict(state))
+        assert isinstance(copy, dict)
+        self._writer = Thread(
+            target=self._write_later, args=(final, progress, copy), name="checkpoint", daemon=True
+        )
+        self._writer.start()
+
+    def finish(self) -> None:
+        """Wait for the save in the background, and raise what it raised."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        if self._failure is not None:
+            raise self._failure
+
+    def _write_later(self, final: Path, progress: Progress, state: Mapping[str, Tensor]) -> None:
+        try:
+            self._write(final, progress, state)
+        except BaseException as error:  # all ranks meet again in `finish`, which raises it
+            self._failure = error
+            self._say(f"the save of {final.name} failed: {error}")
+
+    def _write(self, final: Path, progress: Progress, state: Mapping[str, Tensor]) -> None:
+        partial = partial_path(final)
+        rank = dist.get_rank()
         try:
             save(
-                tensors(parameters, optimizer),
+                dict(state),
                 storage_writer=FileSystemWriter(
                     partial, single_file_per_rank=True, sync_files=True
                 ),
+                process_group=self._group,
             )
         except CheckpointException as error:
             free = shutil.disk_usage(self.directory).free
@@ -95,44 +156,28 @@ class Checkpoints:
                 f"cannot write {final}, {free / 1e9:.1f} GB are free there: {first_cause(error)}",
                 hint="the checkpoints before it are whole, and the next launch continues them",
             ) from None
-        dist.barrier()
-        if dist.get_rank() == 0:
-            content = {"schema": SCHEMA, **asdict(progress)}
-            write_synced(partial / DESCRIPTION, json.dumps(content, indent=1))
-            write_synced(partial / COMPLETE, "")
-            sync_directory(partial)
-            os.rename(partial, final)
-            sync_directory(self.directory)
-            self._remove_old()
-        dist.barrier()
-        return final
+        # `.metadata`, which lists what is where, is written by the first rank
+        own = [*partial.glob(f"__{rank}_*"), *(partial.glob(".metadata") if rank == 0 else ())]
+        gathered: list[dict[str, FileRecord]] = [{}] * dist.get_world_size()
+        dist.all_gather_object(
+            gathered, {path.name: directory_of.record(path) for path in own}, group=self._group
+        )
+        if rank == 0:
+            records = {name: value for part in gathered for name, value in part.items()}
+            directory_of.complete(partial, {"schema": SCHEMA, **asdict(progress)}, records)
+            directory_of.remove_old(self.directory, keep=self._spec.keep)
+        dist.barrier(self._group)
+        self._say(f"saved {final}")
 
-    def _remove_old(self) -> None:
-        whole, _ = self.complete()
-        if self._keep:
-            for path in whole[: -self._keep]:
-                (path / COMPLETE).unlink()
-                shutil.rmtree(path)
-
-    def load(
-        self,
-        path: Path,
-        model: ModelSpec,
-        parameters: Mapping[str, nn.Parameter],
-        optimizer: torch.optim.AdamW,
-    ) -> Progress:
-        """Read parameters and optimizer state in place, from a checkpoint of any layout."""
-        progress = read_progress(path)
-        refuse_other_model(path, progress.model, model)
+    def load(self, path: Path, state: Mapping[str, Tensor]) -> None:
+        """Read tensors in place, from a checkpoint of any layout."""
         try:
-            load(tensors(parameters, optimizer), storage_reader=FileSystemReader(path))
+            load(dict(state), storage_reader=FileSystemReader(path), process_group=self._group)
         except CheckpointException as error:
             raise ParctlError(
                 f"cannot read {path}: {first_cause(error)}",
                 hint="remove that directory, and the checkpoint before it is used",
             ) from None
-        set_step(optimizer, progress.step)
-        return progress
 
 
 def first_cause(error: CheckpointException) -> BaseException:
@@ -145,17 +190,13 @@ def first_cause(error: CheckpointException) -> BaseException:
     return cause
 
 
-def step_of(path: Path) -> int:
-    match = NAME.fullmatch(path.name)
-    assert match
-    return int(match[1])
-
-
 def tensors(
-    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.AdamW
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.AdamW,
+    buffers: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """Return every tensor of a checkpoint by its name in it."""
-    result: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {f"model.{name}": buffer for name, buffer in buffers.items()}
     for name, parameter in parameters.items():
         result[f"model.{name}"] = parameter.detach()
         for moment in MOMENTS:
@@ -164,8 +205,8 @@ def tensors(
 
 
 def read_progress(path: Path) -> Progress:
-    content = json.loads((path / DESCRIPTION).read_text())
-    if content.pop("schema") != SCHEMA:
+    content = read_description(path)
+    if content.pop("schema", None) != SCHEMA:
         raise UsageError(
             f"{path} was written by another version of parctl",
             hint=f"this one reads checkpoints of schema {SCHEMA}",
@@ -188,12 +229,13 @@ def refuse_other_model(path: Path, saved: Mapping[str, Any], model: ModelSpec) -
         )
 
 
-def refuse_unusable_directory(directory: Path, layout: Layout, *, run: str) -> None:
+def take_directory(directory: Path, layout: Layout, *, run: str) -> IO[str] | None:
     """Raise when `directory` cannot be written, now and not at the first save.
 
-    Raise also when nodes do not share it: each would keep a part that nobody can join.
+    Raise also when another run saves there, and when nodes do not share it: each would keep a part
+    that nobody can join. Returns, on one rank, the lock on it; it ends with the process.
     """
-    probe = directory / f".writable-by-{run}"
+    probe, held = directory / f".writable-by-{run}", None
     if dist.get_rank() == 0:
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -203,6 +245,7 @@ def refuse_unusable_directory(directory: Path, layout: Layout, *, run: str) -> N
                 f"checkpoint.dir = {directory} cannot be written: {error.strerror}",
                 hint="set checkpoint.dir to a directory that the ranks may write",
             ) from error
+        held = directory_of.lock(directory, run=run)
     seen: list[bool] = [True] * dist.get_world_size()
     if layout.num_nodes > 1:
         dist.barrier()
@@ -216,19 +259,4 @@ def refuse_unusable_directory(directory: Path, layout: Layout, *, run: str) -> N
             f"ranks {', '.join(map(str, blind))} do not see what another rank writes",
             hint="set checkpoint.dir to a path that every node mounts",
         )
-
-
-def write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_directory(path: Path) -> None:
-    """Make a rename last through a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return held

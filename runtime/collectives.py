@@ -4,12 +4,16 @@
     reduce    forward: all-reduce,         backward: nothing
     gather    forward: all-gather,         backward: reduce-scatter     (over the tokens, dim 1)
     scatter   forward: reduce-scatter,     backward: all-gather         (over the tokens, dim 1)
+    split     forward: own part,           backward: all-gather         (over the tokens, dim 1)
+    join      forward: all-gather,         backward: own part           (over the tokens, dim 1)
+    swap rows forward: all-to-all,         backward: all-to-all the other way
 
 `copy` and `gather` stand where split work begins, `reduce` and `scatter` where its parts are added
-up. torch's functional collectives are used, because selective recomputation can see and keep their
-results.
+up. `split` and `join` deal out tokens that all ranks of the group hold. torch's functional
+collectives are used, because selective recomputation can see and keep their results.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -87,3 +91,54 @@ class Scatter(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return all_gather_tokens(gradients[0], ctx.group), None
+
+
+def own_tokens(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """`[B, S, ...]`, equal on all ranks, to this rank's `[B, S/n, ...]`."""
+    return x.chunk(group.size(), dim=TOKENS)[group.rank()].contiguous()
+
+
+def all_to_all_rows(
+    x: Tensor, send: Sequence[int], receive: Sequence[int], group: dist.ProcessGroup
+) -> Tensor:
+    """Send the first `send[0]` rows to rank 0 of the group, and so on, and take what all send."""
+    result: Tensor = functional.wait_tensor(
+        functional.all_to_all_single(x.contiguous(), receive, send, group.group_name)
+    )
+    return result
+
+
+class Split(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return own_tokens(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return all_gather_tokens(gradients[0], ctx.group), None
+
+
+class Join(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return all_gather_tokens(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return own_tokens(gradients[0], ctx.group), None
+
+
+class SwapRows(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, send: Sequence[int], receive: Sequence[int], group: dist.ProcessGroup
+    ) -> Tensor:
+        ctx.send, ctx.receive, ctx.group = send, receive, group
+        return all_to_all_rows(x, send, receive, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        back = all_to_all_rows(gradients[0], ctx.receive, ctx.send, ctx.group)
+        return back, None, None, None

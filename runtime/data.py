@@ -19,6 +19,7 @@ from parctl.errors import UsageError
 from parctl.recipes.spec import TrainSpec
 from parctl.runtime.loss import IGNORED
 from parctl.runtime.mesh import RankMesh
+from parctl.runtime.sequence import WHOLE, SequencePart
 from parctl.runtime.tokens import TokenStream
 
 ROUNDS = 4  # a Feistel network of four rounds passes for a random permutation
@@ -26,23 +27,54 @@ ROUNDS = 4  # a Feistel network of four rounds passes for a random permutation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
+    """S is the part of a sequence that this cp rank holds, T the whole of it."""
+
     tokens: Tensor  # [B, S]
     targets: Tensor  # [B, S], IGNORED where nothing is to be predicted
+    documents: Tensor | None = None  # [B, T], equal where tokens may see each other
+    following: Tensor | None = None  # [B, S, 1 + K]: targets, and K more after them (MTP)
+
+    def context(self) -> dict[str, Tensor]:
+        """Return what every pipeline stage takes beside the stream, by keyword."""
+        found = {"documents": self.documents, "following": self.following}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How sequences become micro-batches."""
+
+    part: SequencePart = WHOLE  # of cp
+    end_token: int | None = None  # after which a document ends; None: documents are not kept apart
+    num_following: int = 0  # tokens after the target that are to be predicted too
+
+
+PLAIN = Reading()
 
 
 class Batches:
     """This rank's rows of every global batch."""
 
-    def __init__(self, stream: TokenStream, train: TrainSpec, mesh: RankMesh, *, what: str) -> None:
-        self.num_sequences = (len(stream) - 1) // train.seq_len
+    def __init__(
+        self,
+        stream: TokenStream,
+        train: TrainSpec,
+        mesh: RankMesh,
+        *,
+        what: str,
+        reading: Reading = PLAIN,
+    ) -> None:
+        self._extra = 1 + reading.num_following
+        self.num_sequences = (len(stream) - self._extra) // train.seq_len
         if self.num_sequences < 1:
             raise UsageError(
                 f"data.{what} holds {len(stream)} tokens, "
-                f"but one sequence takes train.seq_len + 1 = {train.seq_len + 1}",
+                f"but one sequence takes train.seq_len + {self._extra} "
+                f"= {train.seq_len + self._extra}",
                 hint="add text, or lower train.seq_len"
                 + (", or set train.validate_every to 0" if what == "validation" else ""),
             )
-        self._stream, self._train, self._mesh = stream, train, mesh
+        self._stream, self._train, self._mesh, self._reading = stream, train, mesh, reading
         self._rows = train.global_batch // mesh.data_size
 
     def training(self, cursor: int) -> Iterator[MicroBatch]:
@@ -66,22 +98,44 @@ class Batches:
         return min(max(left, 0), self._train.global_batch) * self._train.seq_len
 
     def _own_positions(self, first: int) -> NDArray[np.int64]:
-        begin = first + self._mesh.data_rank * self._rows
-        return np.arange(begin, begin + self._rows, dtype=np.int64)
+        """The micro-batches of all ranks together are slices of the global batch, in order.
+
+        So one process can take the same ones, which balance losses of experts depend on.
+        """
+        size = self._train.micro_batch
+        begin = first + self._mesh.data_rank * size
+        starts = begin + np.arange(0, self._rows, size) * self._mesh.data_size
+        return (starts[:, None] + np.arange(size)).reshape(-1).astype(np.int64)
 
     def _micro_batches(self, sequences: NDArray[np.int64]) -> Iterator[MicroBatch]:
         for start in range(0, len(sequences), self._train.micro_batch):
             rows = torch.from_numpy(
                 np.stack([self._row(i) for i in sequences[start : start + self._train.micro_batch]])
             ).to(self._mesh.device)
-            targets = rows[:, 1:].contiguous()
-            yield MicroBatch(tokens=rows[:, :-1].clamp(min=0).contiguous(), targets=targets)
+            yield self._micro_batch(rows)
+
+    def _micro_batch(self, rows_BX: Tensor) -> MicroBatch:
+        """Make this cp rank's micro-batch of whole sequences and the tokens after them."""
+        reading, seq_len = self._reading, self._train.seq_len
+        own_S = reading.part.positions(seq_len // reading.part.count, rows_BX.device)
+        documents = following = None
+        if reading.end_token is not None:
+            ends_BT = rows_BX[:, :seq_len] == reading.end_token
+            documents = ends_BT.cumsum(dim=1) - ends_BT.long()  # an end mark ends its own document
+        if reading.num_following:
+            following = rows_BX.unfold(1, self._extra, 1)[:, own_S + 1]
+        return MicroBatch(
+            tokens=rows_BX[:, own_S].clamp(min=0),
+            targets=rows_BX[:, own_S + 1],
+            documents=documents,
+            following=following,
+        )
 
     def _row(self, sequence: int) -> NDArray[np.int64]:
         seq_len = self._train.seq_len
         if sequence >= self.num_sequences:
-            return np.full(seq_len + 1, IGNORED, dtype=np.int64)
-        return self._stream.read(int(sequence) * seq_len, seq_len + 1)
+            return np.full(seq_len + self._extra, IGNORED, dtype=np.int64)
+        return self._stream.read(int(sequence) * seq_len, seq_len + self._extra)
 
 
 def shuffled(places: NDArray[np.int64], length: int, key: int) -> NDArray[np.int64]:

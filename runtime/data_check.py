@@ -1,7 +1,7 @@
 """What can be said of the data before any process starts. Imports neither torch nor numpy.
 
-Files that are not there and a tokenizer that the model's vocabulary cannot hold are refused here.
-What stands in the files is the ranks' to find.
+Files that are not there or hold no text, a tokenizer and tokens that the model's vocabulary cannot
+hold are refused here; of large files a sample is read (`runtime.data_sample`).
 """
 
 import json
@@ -12,17 +12,58 @@ from typing import Any
 
 from parctl.errors import UsageError
 from parctl.recipes.spec import DataSpec, ModelSpec
+from parctl.runtime.data_sample import refuse_bad_sample
 from parctl.runtime.documents import file_format, list_files
+
+BYTE_END = 0  # the byte tokenizer's: no text holds a NUL byte
+END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 
 
 def refuse_bad_data(data: DataSpec, model: ModelSpec) -> None:
     """Raise UsageError for data that no rank could open."""
-    formats = {common_format(list_files(data.train), data)}
+    files = list_files(data.train)
+    formats = {common_format(files, data)}
+    if data.document_mask:
+        end_token = find_end_token(data, *formats)
+        if end_token >= model.vocab_size:
+            raise UsageError(
+                f"data.end_token = {end_token}, but model.vocab_size is {model.vocab_size}",
+                hint=f"ids are 0 to {model.vocab_size - 1}",
+            )
     if data.validation:
-        formats.add(common_format(list_files(data.validation), data))
+        held_out = list_files(data.validation)
+        formats.add(common_format(held_out, data))
+        files += held_out
+    for path in files:
+        refuse_bad_sample(path, data, model.vocab_size)
     if data.tokenizer != "byte" and formats != {"bin"}:
         path = find_tokenizer(data.tokenizer)
         refuse_small_vocabulary(data.tokenizer, num_ids(path), model.vocab_size)
+
+
+def find_end_token(data: DataSpec, form: str) -> int:
+    """Return the id that ends a document in data of this common format.
+
+    UsageError when there is none, so that documents cannot be kept apart.
+    """
+    if data.end_token is not None:
+        return data.end_token
+    if form == "bin":
+        raise UsageError(
+            "data.document_mask needs to know which id ends a document of a tokenised file",
+            hint="set data.end_token to that id",
+        )
+    if data.tokenizer == "byte":
+        return BYTE_END
+    ids = token_ids(find_tokenizer(data.tokenizer))
+    marks = [ids[mark] for mark in END_OF_TEXT if mark in ids]
+    if not marks:
+        raise UsageError(
+            f"data.document_mask: {data.tokenizer} has none of the marks that end a document: "
+            f"{', '.join(END_OF_TEXT)}",
+            hint="set data.document_mask: false, or use another tokenizer",
+        )
+    return marks[0]
 
 
 def common_format(files: Sequence[Path], spec: DataSpec) -> str:
@@ -53,12 +94,21 @@ def find_tokenizer(name: str) -> Path:
 
 def num_ids(path: Path) -> int:
     """Return one more than the largest id that a Hugging Face tokenizer.json makes."""
+    return max(token_ids(path).values()) + 1
+
+
+def token_ids(path: Path) -> dict[str, int]:
+    """Return every token of a Hugging Face tokenizer.json with its id."""
     try:
         content: Any = json.loads(path.read_bytes())
         vocabulary = content["model"]["vocab"]  # token to id, or a list of [token, score]
-        ids = range(len(vocabulary)) if isinstance(vocabulary, list) else vocabulary.values()
-        added = [token["id"] for token in content.get("added_tokens") or ()]
-        return int(max([*ids, *added])) + 1
+        if isinstance(vocabulary, list):
+            vocabulary = {token: index for index, (token, _) in enumerate(vocabulary)}
+        added = {token["content"]: token["id"] for token in content.get("added_tokens") or ()}
+        ids = {str(token): int(index) for token, index in {**vocabulary, **added}.items()}
+        if not ids:
+            raise ValueError("it holds no token")
+        return ids
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise not_a_tokenizer(path, error) from error
 

@@ -57,14 +57,17 @@ def read_documents(path: Path, spec: DataSpec) -> Iterator[str]:
             yield text
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path, *, limit: int = -1) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a text with their numbers, up to one longer than `limit` bytes."""
     with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
+        for number, raw in enumerate(iter(lambda: file.readline(limit), b""), start=1):
             if b"\0" in raw:
                 raise UsageError(
                     f"{path}:{number}: a NUL byte, so this is a binary file and not text",
                     hint="tokenised files end in .bin, or set data.format: bin",
                 )
+            if len(raw) == limit and not raw.endswith(b"\n"):
+                return  # cut, perhaps inside a character
             try:
                 # programs on Windows begin a file with a byte order mark, which is no text
                 yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")

@@ -35,6 +35,7 @@ def main() -> int:
     supervisor = os.getppid()
     orders, news = _take_pipes()
     set_name("parctl-fork")
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until a rank can answer
     # importing makes objects that stay: looking for garbage among them takes a fifth of the time
     gc.disable()
     from parctl.runtime.worker import run_rank

@@ -6,7 +6,7 @@ broadcast, and finds the same numbers whatever the layout is.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,12 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 ROWS_PER_BLOCK = 64  # small enough that a shard draws little more than it keeps
 STD = 0.02  # GPT-2 and Llama alike
-INTO_STREAM = ("attention.wo.weight", "feed_forward.w_down.weight")
+INTO_STREAM = (
+    "attention.wo.weight",
+    "feed_forward.w_down.weight",
+    "shared.w_down.weight",
+    "experts.w_down",
+)
 
 
 def fill(parameters: Mapping[str, nn.Parameter], *, num_layers: int, seed: int) -> None:
@@ -33,14 +38,24 @@ def fill(parameters: Mapping[str, nn.Parameter], *, num_layers: int, seed: int) 
                 own.zero_()
             elif own.numel() > 0:
                 std = STD / (2 * num_layers) ** 0.5 if name.endswith(INTO_STREAM) else STD
-                fill_normal(
-                    own,
-                    offset,
-                    num_columns=parameter.shape[1],
-                    std=std,
-                    key=f"{seed}:{name}",
-                    num_rows=parameter.shape[0],
-                )
+                for matrix, key in own_matrices(own, offset, f"{seed}:{name}"):
+                    fill_normal(
+                        matrix,
+                        offset[-2:],
+                        num_columns=parameter.shape[-1],
+                        std=std,
+                        key=key,
+                        num_rows=parameter.shape[-2],
+                    )
+
+
+def own_matrices(own: Tensor, offset: tuple[int, ...], key: str) -> Iterator[tuple[Tensor, str]]:
+    """A matrix and the key of its numbers; of stacked experts, one for each."""
+    if own.dim() == 2:
+        yield own, key
+        return
+    for place, matrix in enumerate(own.unbind()):
+        yield matrix, f"{key}:{offset[0] + place}"
 
 
 def own_part(parameter: Tensor) -> tuple[Tensor, tuple[int, ...]]:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn import functional as F
+
+from parctl.runtime.product import product
 
 Exchange = Callable[[Tensor], Tensor]
 
@@ -30,7 +31,7 @@ class Linear(nn.Linear):
     """`x W^T + b`, W whole, split by rows (outputs), or split by columns (inputs).
 
     In the last case `leave` adds up the parts. `rows` selects outputs of a weight that is whole on
-    every rank.
+    every rank. `multiply` is another way to make `x W^T` (`runtime.weight_gradients`).
     """
 
     rows: slice | None = None
@@ -38,13 +39,15 @@ class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int, *, bias: bool) -> None:
         super().__init__(in_features, out_features, bias=bias)
         self.leave: Exchange = nothing
+        self.multiply: Callable[[Tensor, Tensor], Tensor] = product
 
     def forward(self, input: Tensor) -> Tensor:
         weight = local(self.weight)
         bias = None if self.bias is None else local(self.bias)
         if self.rows is not None:
             weight, bias = weight[self.rows], None if bias is None else bias[self.rows]
-        if self.leave is nothing:
-            return F.linear(input, weight, bias)
-        out = self.leave(F.linear(input, weight))  # the bias belongs to the sum, not to each part
+        if self.leave is nothing and self.multiply is product:
+            return product(input, weight, bias)
+        # the bias belongs to the sum, not to each part
+        out = self.leave(self.multiply(input, weight))
         return out if bias is None else out + bias

@@ -36,7 +36,7 @@ class RankMesh:
     device: torch.device
     devices: DeviceMesh  # axes larger than 1, and `fsdp` when the model is wrapped though alone
     tokens: DeviceMesh | None  # with its `cp` axis: the ranks that share one sequence
-    experts: DeviceMesh | None  # axes `pp edp ep` and `etp` or `tp`, over the same ranks
+    experts: DeviceMesh | None  # `pp [edp_replicas] edp ep` and `etp` or `tp`, over the same ranks
     sizes: Mapping[str, int]
     coordinates: Mapping[str, int]
 
@@ -63,9 +63,14 @@ class RankMesh:
         return self.coordinates["dp"] * self.sizes["fsdp"] + self.coordinates["fsdp"]
 
     @property
+    def token_rank(self) -> int:
+        """The rank among all that hold different tokens."""
+        return self.data_rank * self.sizes["cp"] + self.coordinates["cp"]
+
+    @property
     def num_equal_losses(self) -> int:
         """How many ranks compute the same loss over the same tokens."""
-        return self.sizes["tp"]
+        return self.sizes["operator"] * self.sizes["tp"]
 
     def describe(self) -> str:
         """Return the axes in words.
@@ -151,8 +156,20 @@ def expert_mesh(layout: Layout, device: torch.device) -> DeviceMesh | None:
     from parctl.topology.placement.experts import expert_grid  # most models have no experts
 
     positions = expert_grid(layout.axes, layout.expert_axes, np.arange(layout.world_size))
+    for axis in range(positions.ndim):  # torch sorts groups: an axis made of two may be out of order
+        positions = np.sort(positions, axis=axis)
+    sizes = dict(layout.expert_axes)
+    replicas = layout.axes.get("dp", 1)
+    if replicas > 1 and layout.axes.get("fsdp", 1) > 1 and sizes["edp"] % replicas == 0:
+        # replicas of shards: dp is the outer part of edp
+        sizes["edp"] //= replicas
+        names = list(sizes)
+        names.insert(names.index("edp"), "edp_replicas")
+        sizes = {name: sizes.get(name, replicas) for name in names}
     return DeviceMesh(
-        device.type, torch.from_numpy(positions.copy()), mesh_dim_names=tuple(layout.expert_axes)
+        device.type,
+        torch.from_numpy(positions.reshape(tuple(sizes.values())).copy()),
+        mesh_dim_names=tuple(sizes),
     )
 
 

@@ -33,6 +33,8 @@ class StepMetrics:
     mem_peak_bytes: int  # of the reporting rank
     step_time_s: float
     validation_loss: float | None
+    expert_load: float | None  # busiest expert over the mean, mean of layers; models with experts
+    expert_dropped: float | None  # share of the choices of experts
 
     def log_line(self, steps: int) -> str:
         """Return what people read.
@@ -51,6 +53,10 @@ class StepMetrics:
         )
         if self.validation_loss is not None:
             line += f" validation_loss {self.validation_loss:.4f}"
+        if self.expert_load is not None:
+            line += f" expert_load {self.expert_load:.2f}"
+        if self.expert_dropped:
+            line += f" dropped {self.expert_dropped:.1%}"
         return line
 
 
@@ -105,8 +111,9 @@ class Reporter:
         grad_norm: float,
         lr: float,
         validation_loss: float | None,
+        expert_load: tuple[float, float],
     ) -> None:
-        """Write the two lines."""
+        """Write the two lines. `expert_load` is (0, 0) for a model without experts."""
         if not self._file:
             return
         seconds = (time.perf_counter() - self._last_time) / max(1, self._steps_since)
@@ -129,6 +136,8 @@ class Reporter:
             mem_peak_bytes=peak_memory(self._device),
             step_time_s=seconds,
             validation_loss=validation_loss,
+            expert_load=expert_load[0] or None,
+            expert_dropped=expert_load[1] if expert_load[0] else None,
         )
         self._file.write(json.dumps(asdict(metrics)) + "\n")
         self._file.flush()

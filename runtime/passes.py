@@ -10,10 +10,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from parctl.recipes.spec import TrainSpec
+from parctl.recipes.spec import ParallelismSpec, TrainSpec
 from parctl.runtime import data_parallel
 from parctl.runtime.data import MicroBatch
 from parctl.runtime.loss import token_loss_sum
+from parctl.runtime.mesh import RankMesh
 from parctl.runtime.parallelize import ParallelModel
 from parctl.runtime.transformer import Transformer
 
@@ -40,7 +41,7 @@ class WholeModel:
     def train(self, batches: Sequence[MicroBatch], *, step: int, num_tokens: int) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=self._mesh.device)
         for index, batch in enumerate(batches):
-            seed_dropout(self._seed, step, index, self._mesh.data_rank)
+            seed_dropout(self._seed, step, index, self._mesh.token_rank)
             data_parallel.set_gradient_exchange(
                 self._stage, self._mesh, last=index == len(batches) - 1
             )
@@ -58,16 +59,44 @@ class WholeModel:
         return total
 
     def _loss_sum(self, batch: MicroBatch) -> Tensor:
-        stage: Transformer = self._stage
-        logits = stage(batch.tokens)
-        return token_loss_sum(logits, batch.targets, self._mesh, stage.model.vocab_size)
+        logits = run_stage(self._stage, batch.tokens, batch)
+        return loss_sum(self._stage, logits, batch, self._mesh)
 
 
-def make_passes(model: ParallelModel, train: TrainSpec) -> Passes:
-    return WholeModel(model, train)
+def run_stage(stage: Transformer, x: Tensor, batch: MicroBatch) -> Tensor:
+    """Run a stage of any kind on tokens (the first) or the stream. Returns the stream, or logits.
+
+    What a stage needs to know of the micro-batch beside `x` is handed over here.
+    """
+    out: Tensor = stage(x, **batch.context())
+    return out
 
 
-def seed_dropout(seed: int, step: int, micro_batch: int, data_rank: int) -> None:
+def loss_sum(stage: Transformer, out: Tensor, batch: MicroBatch, mesh: RankMesh) -> Tensor:
+    """Return the loss sum of a micro-batch from what the last stage returned."""
+    vocab_size = stage.model.vocab_size
+    if not stage.mtp or not stage.training:
+        return token_loss_sum(out, batch.targets, mesh, vocab_size)
+    assert batch.following is not None
+    logits, *ahead = out.chunk(1 + len(stage.mtp))
+    total = token_loss_sum(logits, batch.targets, mesh, vocab_size)
+    for depth, logits in enumerate(ahead, start=1):
+        loss = token_loss_sum(logits, batch.following[..., depth], mesh, vocab_size)
+        total = total + stage.mtp_loss / len(ahead) * loss
+    return total
+
+
+def make_passes(model: ParallelModel, parallelism: ParallelismSpec, train: TrainSpec) -> Passes:
+    if model.mesh.sizes["pp"] == 1:
+        return WholeModel(model, train)
+    from parctl.runtime.pipeline import Pipeline  # which uses the functions above
+
+    return Pipeline(model, parallelism, train)
+
+
+def seed_dropout(
+    seed: int, step: int, micro_batch: int, data_rank: int, stage: int = 0
+) -> None:
     """Seed the default generator: equal in a TP group, else different, the same after a resume."""
-    key = f"{seed}:{step}:{micro_batch}:{data_rank}"
+    key = f"{seed}:{step}:{micro_batch}:{data_rank}" + (f":{stage}" if stage else "")
     torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))

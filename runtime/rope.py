@@ -14,10 +14,14 @@ from torch import Tensor
 
 from parctl.recipes.spec import ModelSpec
 
+Rotation = tuple[Tensor, Tensor]  # cosines and sines
+
 
 def frequencies(model: ModelSpec) -> Tensor:
     """Return the R/2 angular frequencies in float64, scaled when the model says so."""
     rotated = int(model.head_dim * model.rope_fraction)
+    if model.mla is not None:
+        rotated = model.mla.qk_rope_head_dim
     exponents = torch.arange(0, rotated, 2, dtype=torch.float64) / rotated
     plain = 1.0 / model.rope_theta**exponents
     return plain if model.rope_scaling is None else scale(plain, model.rope_scaling)
@@ -35,15 +39,13 @@ def scale(plain: Tensor, scaling: Mapping[str, float]) -> Tensor:
     return keep * plain + (1 - keep) * plain / scaling["factor"]
 
 
-def rotation(
-    model: ModelSpec, num_tokens: int, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines `[S, 1, R/2]` of positions 0 to S-1.
+def rotation(model: ModelSpec, positions_S: Tensor, dtype: torch.dtype) -> Rotation:
+    """Return cosines and sines `[S, 1, R/2]` of these positions in the sequence.
 
     Angles are made in float64, because float32 is 0.06 radian off at position 1,000,000.
     """
-    positions = torch.arange(num_tokens, dtype=torch.float64, device=device)
-    angles = torch.outer(positions, frequencies(model).to(device)).unsqueeze(1)
+    frequencies_R = frequencies(model).to(positions_S.device)
+    angles = torch.outer(positions_S.double(), frequencies_R).unsqueeze(1)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 

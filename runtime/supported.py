@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 
 from parctl.errors import NotBuiltError, UsageError
-from parctl.recipes.spec import ModelSpec, Recipe, TrainSpec
+from parctl.recipes.parameters import is_sparse
+from parctl.recipes.spec import ModelSpec, ParallelismSpec, Recipe, TrainSpec
 
 WORKS_TODAY = (
-    "Llama and GPT models with DP, FSDP (ZERO2, ZERO3), HSDP, TP, TP+SP and their products, "
-    "in fp32, bf16 or fp64, with recompute none, selective or full"
+    "Llama and GPT models with DP, FSDP (ZERO1, ZERO2, ZERO3), HSDP, TP, TP+SP, CP, PP with "
+    "every schedule, LAYER and their products, in fp32, bf16 or fp64, with recompute none, selective, full or partitioned"
 )
 
 
@@ -28,6 +29,11 @@ def refuse_unbuilt(recipe: Recipe, degrees: Mapping[str, int]) -> None:
         )
     assert recipe.model and recipe.train
     problems = uneven_sizes(recipe.model, recipe.train, degrees, sp=recipe.parallelism.sp)
+    if degrees.get("cp", 1) > 1:
+        problems += uneven_context(recipe.model, recipe.train, recipe.parallelism, degrees)
+    problems += uneven_memory(recipe.model, recipe.train, recipe.parallelism, degrees)
+    if recipe.model.moe:
+        problems += uneven_experts(recipe.model, recipe.train, recipe.parallelism, degrees)
     if problems:
         raise UsageError(
             f"recipe {recipe.name} cannot be split so: {'; '.join(problems)}",
@@ -41,50 +47,31 @@ def unbuilt_forms(recipe: Recipe, degrees: Mapping[str, int]) -> list[str]:
     forms = []
     if recipe.task != "train":
         forms.append(f"task {recipe.task}")
-    if parallelism.layer:
-        forms.append("LAYER (naive layer placement)")
-    forms += [
-        f"{axis} {degrees[axis]} ({what})"
-        for axis, what in (
-            ("pp", "pipeline parallelism"),
-            ("cp", "context parallelism"),
-            ("ep", "expert parallelism"),
-        )
-        if degrees.get(axis, 1) > 1 and not (axis == "pp" and parallelism.layer)
-    ]
-    if parallelism.operator > 1:
-        forms.append(f"operator {parallelism.operator} (operator parallelism)")
-    if parallelism.zero_stage == 1:
-        forms.append("ZERO1")
+    if parallelism.operator > 1 and degrees.get("ep", 1) > 1:
+        forms.append(f"operator {parallelism.operator} with ep {degrees['ep']}")
     if recipe.model:
         forms += unbuilt_model_parts(recipe.model)
-    if recipe.train:
-        if recipe.train.precision in ("fp8", "fp16"):
-            forms.append(f"train.precision {recipe.train.precision}")
-        if recipe.train.recompute == "partitioned":
-            forms.append("train.recompute partitioned")
+    if recipe.train and recipe.train.precision == "fp16":
+        forms.append("train.precision fp16 (it needs loss scaling; bf16 has the range of fp32)")
     if recipe.data and (
         recipe.data.format == "parquet"
         or any(path.endswith(".parquet") for path in recipe.data.train + recipe.data.validation)
     ):
         forms.append("data.format parquet")
-    if recipe.checkpoint and recipe.checkpoint.dir and "://" in recipe.checkpoint.dir:
-        forms.append(f"checkpoint.dir {recipe.checkpoint.dir} (object stores)")
+    directory = recipe.checkpoint.dir if recipe.checkpoint else None
+    if directory and "://" in directory and not directory.startswith("file://"):
+        forms.append(f"checkpoint.dir {directory} (object stores)")
     return forms
 
 
 def unbuilt_model_parts(model: ModelSpec) -> list[str]:
     """List the parts of a model that the runtime has no block for."""
-    if model.family not in ("llama", "gpt"):
+    if model.family not in ("llama", "gpt", "moe"):
         return [f"model family {model.family}"]
     parts = {
-        "qk_norm": model.qk_norm,
         "relative positions": model.positions == "relative",
-        "attention that is not causal": not model.causal,
         "an encoder": model.num_encoder_layers > 0,
-        "multi-token prediction": model.num_mtp_layers > 0,
-        "latent attention (mla)": model.mla is not None,
-        "experts (moe)": model.moe is not None,
+        "experts with biases": model.moe is not None and model.bias,
         "images (vision)": model.vision is not None,
     }
     return [f"model with {name}" for name, present in parts.items() if present]
@@ -99,8 +86,9 @@ def uneven_sizes(
     must_divide = [
         ("train.global_batch", train.global_batch, "micro_batch x dp x fsdp", rows),
         ("model.num_heads", model.num_heads, "tp", tp),
-        ("model.ffn_dim", model.ffn_dim, "tp", tp),
     ]
+    if not all(is_sparse(model, layer) for layer in range(model.num_layers)):
+        must_divide.append(("model.ffn_dim", model.ffn_dim, "tp", tp))
     if sp:
         must_divide.append(("train.seq_len", train.seq_len, "tp, because of SP", tp))
     problems = [
@@ -119,3 +107,112 @@ def uneven_sizes(
             f"model.max_seq_len = {model.max_seq_len} learned positions"
         )
     return problems
+
+
+def uneven_context(
+    model: ModelSpec, train: TrainSpec, parallelism: ParallelismSpec, degrees: Mapping[str, int]
+) -> list[str]:
+    """List what cp cannot split, with the arithmetic."""
+    cp, tp = degrees["cp"], degrees.get("tp", 1)
+    sp = tp if parallelism.sp else 1
+    suffix = " x tp, because of SP" if parallelism.sp else ""
+    if parallelism.cp_kind == "ring":
+        problems = []
+        if train.seq_len % (2 * cp * sp):
+            problems.append(
+                f"train.seq_len = {train.seq_len} is no multiple of {2 * cp * sp} "
+                f"(2 x cp{suffix}: a ring gives every rank a chunk of each end)"
+            )
+        if model.dropout:
+            problems.append(
+                f"model.dropout = {model.dropout} with a ring, whose attention has no dropout: "
+                "write it as `@ulysses`, or set it to 0"
+            )
+        return problems
+    heads = model.num_heads // tp
+    kv_heads = heads if model.mla else max(1, model.num_kv_heads // tp)
+    problems = [
+        f"{name} = {size} is no multiple of {factor} ({what})"
+        for name, size, factor, what in (
+            ("train.seq_len", train.seq_len, cp * sp, f"cp{suffix}"),
+            ("heads of a tp rank", heads, cp, "cp, because of Ulysses"),
+        )
+        if size % factor
+    ]
+    if kv_heads % cp and cp % kv_heads:
+        problems.append(
+            f"KV heads of a tp rank = {kv_heads} neither divide cp = {cp} nor are divided by it"
+        )
+    return problems
+
+
+def uneven_memory(
+    model: ModelSpec, train: TrainSpec, parallelism: ParallelismSpec, degrees: Mapping[str, int]
+) -> list[str]:
+    """List what cannot be kept in parts as the recipe asks, with the arithmetic."""
+    tp, cp = degrees.get("tp", 1), degrees.get("cp", 1)
+    problems = []
+    modes = {train.recompute_of(layer) for layer in range(model.num_layers)}
+    if "partitioned" in modes and not parallelism.sp and train.seq_len // cp % tp:
+        problems.append(
+            f"train.seq_len / cp = {train.seq_len // cp} is no multiple of {tp} "
+            "(tp, which shares the inputs of partitioned recompute)"
+        )
+    if train.precision == "fp8":
+        sizes = {
+            "model.dim": model.dim,
+            "model.ffn_dim / tp": model.ffn_dim // tp,
+            "head_dim x num_heads / tp": model.head_dim * model.num_heads // tp,
+            "head_dim x num_kv_heads / tp": model.head_dim * max(1, model.num_kv_heads // tp),
+            "micro_batch x seq_len / cp": train.micro_batch * train.seq_len // cp,
+        }
+        problems += [
+            f"{name} = {size} is no multiple of 16 (products in fp8)"
+            for name, size in sizes.items()
+            if size % 16
+        ]
+        if parallelism.schedule in ("zero-bubble", "zbv", "dualpipev"):
+            problems.append(
+                f"schedule {parallelism.schedule} makes gradients of weights apart, which "
+                "products in fp8 cannot"
+            )
+    shards = degrees.get("fsdp", 1) * cp
+    if isinstance(parallelism.reshard, int) and (
+        shards % parallelism.reshard or shards == parallelism.reshard
+    ):
+        problems.append(
+            f"parallelism.reshard = {parallelism.reshard} is no proper divisor of "
+            f"fsdp x cp = {shards}"
+        )
+    return problems
+
+
+def uneven_experts(
+    model: ModelSpec, train: TrainSpec, parallelism: ParallelismSpec, degrees: Mapping[str, int]
+) -> list[str]:
+    """List the sizes of experts that the degrees do not divide, with the arithmetic."""
+    assert model.moe
+    tp, ep, cp = (degrees.get(axis, 1) for axis in ("tp", "ep", "cp"))
+    etp = tp if ep == 1 else parallelism.etp or 1
+    outer = degrees.get("dp", 1) * degrees.get("fsdp", 1) * cp
+    width = model.moe.expert_ffn_dim
+    shared = width * model.moe.num_shared_experts
+    must_divide = [
+        ("model.moe.num_experts", model.moe.num_experts, "ep", ep),
+        ("model.moe.expert_ffn_dim", width, "etp" if ep > 1 else "tp, without EP", etp),
+        ("num_shared_experts x expert_ffn_dim", shared, "tp", tp),
+    ]
+    if degrees.get("fsdp", 1) > 1:
+        # as `topology.placement.experts` deals ranks out, and `runtime.mesh` sets replicas apart
+        edp = outer // ep if outer % ep == 0 and etp in (1, tp) else outer * tp // (etp * ep)
+        dp = degrees.get("dp", 1)
+        shards = edp if edp % dp else edp // dp
+        must_divide.append(("model.dim", model.dim, "ranks that shard an expert", shards))
+    if etp < tp and not parallelism.sp:
+        own = train.seq_len // cp
+        must_divide.append(("tokens per cp rank", own, "tp, which deals them out to experts", tp))
+    return [
+        f"{name} = {size} is no multiple of {factor} ({what})"
+        for name, size, what, factor in must_divide
+        if size % factor
+    ]

@@ -34,11 +34,30 @@ from torch.distributed.tensor.placement_types import Placement
 from parctl.runtime.attention import Attention
 from parctl.runtime.collectives import Copy, Gather, Reduce, Scatter
 from parctl.runtime.dropout import Dropout
+from parctl.runtime.feed_forward import FeedForward
+from parctl.runtime.latent_attention import LatentAttention
 from parctl.runtime.linear import Exchange, Linear
 from parctl.runtime.transformer import Block, Embedding, Positions, Transformer
 
 OUTPUTS, INPUTS, WHOLE = Shard(0), Shard(1), Replicate()
-STREAM = ("norm.weight", "norm.bias", "positions.weight", "wo.bias", "w_down.bias")
+STREAM = (
+    "norm.weight",
+    "norm.bias",
+    "positions.weight",
+    "wo.bias",
+    "w_down.bias",
+    "router.weight",
+    "projection.weight",
+)
+
+# whole on every rank, and read by its own heads only
+BEFORE_HEADS = (
+    "attention.q_norm.weight",
+    "attention.k_norm.weight",
+    "attention.kv_norm.weight",
+    "wq_down.weight",
+    "wkv_down.weight",
+)
 
 
 def apply(model: Transformer, tp: DeviceMesh, *, sequence_parallel: bool) -> frozenset[str]:
@@ -57,17 +76,21 @@ def apply(model: Transformer, tp: DeviceMesh, *, sequence_parallel: bool) -> fro
     model.enter_head = enter
     model.tie()
     shared_heads = model.model.num_kv_heads % tp.size() != 0
-    for block in model.blocks.values():
+    for block in model.all_blocks():
         assert isinstance(block, Block)
-        block.attention.enter = block.feed_forward.enter = enter
-        split_attention(block.attention, tp, leave, shared_heads=shared_heads)
-        for name, linear in block.feed_forward.named_children():
-            split(cast(Linear, linear), tp, INPUTS if name == "w_down" else OUTPUTS, leave)
+        block.attention.enter = enter
+        if isinstance(block.attention, LatentAttention):
+            split_latent_attention(block.attention, tp, leave)
+        else:
+            split_attention(block.attention, tp, leave, shared_heads=shared_heads)
+        feed_forward = block.feed_forward if block.moe is None else block.moe.shared
+        if feed_forward is not None:
+            split_feed_forward(feed_forward, tp, enter, leave)
     make_whole(model, tp)
     if sequence_parallel:
         split_sequence(model, tp)
 
-    summed = STREAM if sequence_parallel else ()
+    summed = (*STREAM, *BEFORE_HEADS) if sequence_parallel else BEFORE_HEADS
     if shared_heads:
         summed = (*summed, "wk.weight", "wk.bias", "wv.weight", "wv.bias")
     return frozenset(name for name, _ in model.named_parameters() if name.endswith(summed))
@@ -108,6 +131,23 @@ def split_attention(
         assert tp_size % num_heads == 0, (tp_size, num_heads)
         head = tp_rank * num_heads // tp_size
         linear.rows = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
+
+
+def split_latent_attention(attention: LatentAttention, tp: DeviceMesh, leave: Exchange) -> None:
+    """Give each rank its heads. All ranks compute the latents, which every head reads."""
+    attention.tp_rank = tp.get_local_rank()
+    for name, linear in attention.named_children():
+        if name in ("wq", "wq_up", "wkv_up"):
+            split(cast(Linear, linear), tp, OUTPUTS)
+    split(attention.wo, tp, INPUTS, leave)
+
+
+def split_feed_forward(
+    feed_forward: FeedForward, tp: DeviceMesh, enter: Exchange, leave: Exchange
+) -> None:
+    feed_forward.enter = enter
+    for name, linear in feed_forward.named_children():
+        split(cast(Linear, linear), tp, INPUTS if name == "w_down" else OUTPUTS, leave)
 
 
 def split_embedding(embedding: Embedding, tp: DeviceMesh, leave: Exchange) -> None:

@@ -10,9 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from parctl.runtime.data_check import find_tokenizer, not_a_tokenizer, refuse_small_vocabulary
-
-END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
+from parctl.runtime.data_check import (
+    BYTE_END,
+    END_OF_TEXT,
+    find_tokenizer,
+    not_a_tokenizer,
+    refuse_small_vocabulary,
+)
 
 
 class Tokenizer(Protocol):
@@ -33,7 +37,7 @@ class ByteTokenizer:
     num_ids = 256
 
     def encode(self, text: str) -> NDArray[np.uint8]:
-        return np.frombuffer(text.encode() + b"\0", dtype=np.uint8)
+        return np.frombuffer(text.encode() + bytes([BYTE_END]), dtype=np.uint8)
 
 
 class FileTokenizer:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from parctl.errors import UsageError
 from parctl.recipes.spec import DataSpec
 from parctl.runtime.data_check import common_format
+from parctl.runtime.data_sample import foreign_id, refuse_odd_size
 from parctl.runtime.documents import list_files, read_documents
 from parctl.runtime.tokenizer import load_tokenizer
 
@@ -63,11 +64,7 @@ class TokenStream:
             largest = int(piece.max())
             if largest >= self._vocab_size:
                 where = offset + int(piece.argmax())
-                raise UsageError(
-                    f"{self._paths[index]}: token {where} is {largest}, "
-                    f"but model.vocab_size is {self._vocab_size}",
-                    hint="use the vocabulary that the file was tokenised with",
-                )
+                raise foreign_id(self._paths[index], where, largest, self._vocab_size)
             pieces.append(piece)
             position, count = position + len(piece), count - len(piece)
         return np.concatenate(pieces)
@@ -111,11 +108,7 @@ def map_files(
     files: Sequence[Path], dtype: np.dtype[np.unsignedinteger], vocab_size: int
 ) -> TokenStream:
     for path in files:
-        if path.stat().st_size % dtype.itemsize:
-            raise UsageError(
-                f"{path}: {path.stat().st_size} bytes is no multiple of {dtype.itemsize}",
-                hint=f"ids are {dtype.name} for a vocabulary of {vocab_size}",
-            )
+        refuse_odd_size(path, path.stat().st_size, dtype.itemsize, vocab_size)
     parts = [np.memmap(path, dtype=dtype, mode="r") for path in files]
     return TokenStream(files, parts, vocab_size=vocab_size)
 

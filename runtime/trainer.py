@@ -6,7 +6,6 @@
 from collections.abc import Callable
 from datetime import timedelta
 from enum import Enum
-from math import isfinite
 from pathlib import Path
 
 import torch
@@ -15,16 +14,18 @@ from torch import Tensor
 
 from parctl.errors import ParctlError, UsageError
 from parctl.recipes.spec import TrainSpec, to_json
-from parctl.runtime.checkpoint import Progress, read_progress
+from parctl.runtime import huggingface
+from parctl.runtime.checkpoint import Progress, read_progress, refuse_other_model, tensors
 from parctl.runtime.data import Batches
-from parctl.runtime.mesh import LONG_TIMEOUT, set_timeout
+from parctl.runtime.mesh import set_timeout
 from parctl.runtime.optimizer import (
     clip,
     learning_rate,
     own_gradients,
-    own_square_sum,
     set_learning_rate,
+    set_step,
 )
+from parctl.runtime.totals import Totals, Watch, diverged, divergence, exchange_totals
 from parctl.runtime.training import Training
 
 
@@ -40,30 +41,42 @@ def train(training: Training, *, stop: Callable[[], bool]) -> Outcome:
     """
     spec, saving, reporter = training.spec, training.saving, training.reporter
     first = resume(training)
+    watch = Watch(spec, reporter.say)
     reporter.restart_clock()
     for step in range(first, spec.steps + 1):
         loss_sum = accumulate_gradients(training, step)
-        loss, grad_norm, stopping = exchange_totals(training, loss_sum, stopping=stop())
-        refuse_divergence(step, loss=loss, grad_norm=grad_norm)
-        rate = update_weights(training, step, grad_norm)
+        totals = exchange_totals(training.model, step, loss_sum, stopping=stop())
+        rate = update_weights(training, totals)
         reporter.count_step()
         if step == first:
             set_timeout(training.model.mesh, timedelta(seconds=spec.comm_timeout_s))
         last = step == spec.steps
+        validating = training.validation_batches and (last or step % spec.validate_every == 0)
+        reporting = step % spec.log_every == 0 or step == first or last or validating
+        due = (last and saving.at_end) or (saving.every and step % saving.every == 0)
+        stopping = watch.see(totals, at_once=bool(reporting or due))
         validation_loss = None
-        if training.validation_batches and (last or step % spec.validate_every == 0):
+        if validating and training.validation_batches:
             validation_loss = validate(training, training.validation_batches)
-            refuse_divergence(step, validation_loss=validation_loss)
-        if step % spec.log_every == 0 or step == first or last or validation_loss is not None:
+            if wrong := divergence(validation_loss=validation_loss):
+                raise diverged(step, wrong)
+        if reporting:
             reporter.report(
-                step=step, loss=loss, grad_norm=grad_norm, lr=rate, validation_loss=validation_loss
+                step=step,
+                loss=watch.latest.loss,
+                grad_norm=watch.latest.grad_norm,
+                lr=rate,
+                validation_loss=validation_loss,
+                expert_load=watch.latest.expert_load,
             )
             reporter.restart_clock()
-        if stopping or (last and saving.at_end) or (saving.every and step % saving.every == 0):
+        if stopping or due:
             save(training, step)
             reporter.restart_clock()
         if stopping and not last:
+            training.checkpoints.finish()
             return Outcome.STOPPED
+    training.checkpoints.finish()
     return Outcome.FINISHED
 
 
@@ -73,22 +86,22 @@ def resume(training: Training) -> int:
     A run continues its own checkpoints always, those of another run when `checkpoint.resume` says
     so.
     """
-    whole, torn = training.checkpoints.complete()
-    for path in torn:
-        training.reporter.say(f"skipping {path.name}: its save did not complete")
-    newest: list[str | None] = [str(whole[-1]) if whole else None]
-    dist.broadcast_object_list(newest)
-    if newest[0] is None:
+    path = newest_checkpoint(training)
+    if path is None:
+        if training.saving.init_from:
+            weights = {**training.model.parameters(), **training.model.buffers()}
+            huggingface.load(Path(training.saving.init_from), training.model_spec, weights)
+            training.reporter.say(f"starting from the weights in {training.saving.init_from}")
         return 1
-    path = Path(newest[0])
-    if not training.saving.resume and read_progress(path).run != training.run:
+    progress = read_progress(path)
+    if not training.saving.resume and progress.run != training.run:
         raise UsageError(
             f"checkpoint.dir = {path.parent} already holds {path.name} of another run",
             hint="set checkpoint.resume: true to continue it, or name another directory",
         )
-    progress = training.checkpoints.load(
-        path, training.model_spec, training.model.parameters(), training.optimizer
-    )
+    refuse_other_model(path, progress.model, training.model_spec)
+    training.checkpoints.load(path, state_of(training))
+    set_step(training.optimizer, progress.step)
     if (progress.seq_len, progress.cursor) != (
         training.spec.seq_len,
         cursor_before(training.spec, progress.step + 1),
@@ -101,6 +114,35 @@ def resume(training: Training) -> int:
     left = max(0, training.spec.steps - progress.step)
     training.reporter.say(f"resuming from {path.name}, {left} of {training.spec.steps} steps left")
     return progress.step + 1
+
+
+def newest_checkpoint(training: Training) -> Path | None:
+    """Return the newest whole checkpoint, having said which ones are passed over and why."""
+    checkpoints, say = training.checkpoints, training.reporter.say
+    found = checkpoints.find()
+    for torn in found.torn:
+        say(f"skipping {torn.name}: its save did not complete")
+    damaged = dict(found.damaged)
+    for path in reversed(found.whole):
+        problem = checkpoints.damage(path)
+        if problem is None:
+            break
+        damaged[path] = problem
+    else:
+        path = None
+    for bad, problem in damaged.items():
+        if path is None:  # starting over would throw the run's work away without a word
+            raise ParctlError(
+                f"every checkpoint in {bad.parent} is damaged; {bad.name}: {problem}",
+                hint="remove them to start over, or bring back the files",
+            )
+        say(f"skipping {bad.name}: {problem}")
+    return path
+
+
+def state_of(training: Training) -> dict[str, Tensor]:
+    """Return every tensor that a checkpoint holds."""
+    return tensors(training.model.parameters(), training.optimizer, training.model.buffers())
 
 
 def accumulate_gradients(training: Training, step: int) -> Tensor:
@@ -119,44 +161,17 @@ def accumulate_gradients(training: Training, step: int) -> Tensor:
     return loss_sum
 
 
-def exchange_totals(
-    training: Training, loss_sum: Tensor, *, stopping: bool
-) -> tuple[float, float, bool]:
-    """Return the loss, the gradient norm, and whether any rank was asked to stop.
+def update_weights(training: Training, totals: Totals) -> float:
+    """Clip and make one optimizer step, unless it diverged. Returns the learning rate.
 
-    All three travel in one all-reduce of three numbers, so every rank draws the same conclusions.
+    The host reads nothing here: the device is still busy with the backward pass.
     """
-    model = training.model
-    parameters = model.parameters()
-    square_sum = own_square_sum(parameters, own_gradients(parameters), model.mesh)
-    flag = torch.tensor(float(stopping), dtype=torch.float64, device=loss_sum.device)
-    totals = torch.stack((loss_sum / model.mesh.num_equal_losses, square_sum, flag))
-    dist.all_reduce(totals)
-    loss, squares, flags = totals.tolist()
-    return loss, squares**0.5, flags > 0
-
-
-def refuse_divergence(step: int, **numbers: float) -> None:
-    """Raise when a number is not finite: no later step would mend the weights.
-
-    All ranks hold the same numbers, so all of them leave here.
-    """
-    wrong = [f"{name} {value}" for name, value in numbers.items() if not isfinite(value)]
-    if wrong:
-        raise ParctlError(
-            f"training diverged at step {step}: {', '.join(wrong)}",
-            hint="lower train.optimizer.lr, lengthen train.optimizer.warmup_steps, "
-            "or set train.optimizer.max_grad_norm",
-        )
-
-
-def update_weights(training: Training, step: int, grad_norm: float) -> float:
-    """Clip and make one optimizer step. Returns the learning rate."""
-    spec = training.spec
-    rate = learning_rate(spec.optimizer, step, spec.steps)
+    spec, model = training.spec, training.model
+    rate = learning_rate(spec.optimizer, totals.step, spec.steps)
     set_learning_rate(training.optimizer, rate)
-    clip(own_gradients(training.model.parameters()), grad_norm, spec.optimizer.max_grad_norm)
-    training.optimizer.step()
+    clip(own_gradients(model.parameters()), totals.norm, spec.optimizer.max_grad_norm)
+    training.optimizer.update(skip=totals.diverged)
+    model.finish_step()
     return rate
 
 
@@ -188,10 +203,7 @@ def save(training: Training, step: int) -> None:
         seq_len=spec.seq_len,
         model=to_json(training.model_spec),
     )
-    set_timeout(training.model.mesh, LONG_TIMEOUT)  # the slowest disk decides
-    path = training.checkpoints.save(progress, training.model.parameters(), training.optimizer)
-    set_timeout(training.model.mesh, timedelta(seconds=spec.comm_timeout_s))
-    training.reporter.say(f"saved {path}")
+    training.checkpoints.save(progress, state_of(training))
 
 
 def cursor_before(spec: TrainSpec, step: int) -> int:

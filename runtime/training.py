@@ -3,18 +3,22 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
 from parctl.planner.plan import Plan
 from parctl.recipes.spec import CheckpointSpec, DataSpec, ModelSpec, TrainSpec
 from parctl.runtime.checkpoint import Checkpoints
-from parctl.runtime.data import Batches
+from parctl.runtime.checkpoint_directory import local_path
+from parctl.runtime.context_parallel import sequence_part
+from parctl.runtime.data import Batches, Reading
+from parctl.runtime.data_check import common_format, find_end_token
+from parctl.runtime.documents import list_files
 from parctl.runtime.mesh import RankMesh
 from parctl.runtime.metrics import Reporter
-from parctl.runtime.optimizer import make_optimizer
+from parctl.runtime.optimizer import AdamW, make_optimizer
 from parctl.runtime.parallelize import ParallelModel, parallelize
 from parctl.runtime.passes import Passes, make_passes
+from parctl.runtime.sequence import SequencePart
 from parctl.runtime.tokens import TokenStream, open_stream
 
 
@@ -25,7 +29,7 @@ class Training:
     plan: Plan
     model: ParallelModel
     passes: Passes
-    optimizer: torch.optim.AdamW
+    optimizer: AdamW
     train_batches: Batches
     validation_batches: Batches | None
     checkpoints: Checkpoints
@@ -56,31 +60,48 @@ def prepare(
     spec, model = recipe.train, recipe.model
     assert spec and model and recipe.data and recipe.checkpoint
     train_batches, validation_batches = open_batches(
-        recipe.data, spec, model, mesh, run_dir / "data", leader=leader
+        recipe.data,
+        spec,
+        model,
+        mesh,
+        run_dir / "data",
+        leader=leader,
+        part=sequence_part(mesh.cp, recipe.parallelism),
     )
-    parallel = parallelize(model, recipe.parallelism, spec, mesh)
+    reporter = Reporter(
+        path=run_dir / "metrics.jsonl" if mesh.rank == 0 else None,
+        run=run,
+        attempt=attempt,
+        steps=spec.steps,
+        tokens_per_step=spec.global_batch * spec.seq_len,
+        world_size=dist.get_world_size(),
+        estimates=plan.time,
+        device=mesh.device,
+    )
+    parallel = parallelize(model, recipe.parallelism, spec, mesh, plan.stages)
     return Training(
         plan=plan,
         model=parallel,
-        passes=make_passes(parallel, spec),
-        optimizer=make_optimizer(parallel.parameters(), spec.optimizer),
+        passes=make_passes(parallel, recipe.parallelism, spec),
+        optimizer=make_optimizer(
+            parallel.parameters(), spec.optimizer, on_host=spec.offload_optimizer
+        ),
         train_batches=train_batches,
         validation_batches=validation_batches,
         checkpoints=Checkpoints(
-            Path(recipe.checkpoint.dir or run_dir / "checkpoints"), recipe.checkpoint
+            directory_of(recipe.checkpoint, run_dir),
+            recipe.checkpoint,
+            mesh.device,
+            reporter.say,
         ),
-        reporter=Reporter(
-            path=run_dir / "metrics.jsonl" if mesh.rank == 0 else None,
-            run=run,
-            attempt=attempt,
-            steps=spec.steps,
-            tokens_per_step=spec.global_batch * spec.seq_len,
-            world_size=dist.get_world_size(),
-            estimates=plan.time,
-            device=mesh.device,
-        ),
+        reporter=reporter,
         run=run,
     )
+
+
+def directory_of(spec: CheckpointSpec, run_dir: Path) -> Path:
+    """Where a run keeps its checkpoints."""
+    return run_dir / "checkpoints" if spec.dir is None else local_path(spec.dir)
 
 
 def open_batches(
@@ -91,6 +112,7 @@ def open_batches(
     directory: Path,
     *,
     leader: bool,
+    part: SequencePart,
 ) -> tuple[Batches, Batches | None]:
     """Open training and validation data.
 
@@ -112,7 +134,11 @@ def open_batches(
         held_out = stream(data.validation)
     else:
         tokens, held_out = tokens.split(len(tokens) - int(len(tokens) * data.validation_fraction))
+    end_token = None
+    if data.document_mask:
+        end_token = find_end_token(data, common_format(list_files(data.train), data))
+    reading = Reading(part=part, end_token=end_token, num_following=model.num_mtp_layers)
     validation = None
     if spec.validate_every:
-        validation = Batches(held_out, spec, mesh, what="validation")
-    return Batches(tokens, spec, mesh, what="train"), validation
+        validation = Batches(held_out, spec, mesh, what="validation", reading=reading)
+    return Batches(tokens, spec, mesh, what="train", reading=reading), validation

@@ -11,19 +11,23 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 import torch
-import torch._dynamo  # optimizers want it, which costs a second: once here, not in every fork
+import torch._dynamo  # DTensor, FSDP and optimizers want it: once here, not in every fork
 import torch.distributed as dist
 
 from parctl.errors import ParctlError
 from parctl.planner.plan import Plan, plan_from_json
-from parctl.runtime.checkpoint import refuse_unusable_directory
+from parctl.runtime.checkpoint import take_directory
+from parctl.runtime.data_parallel import COMPUTE_TYPES
+from parctl.runtime.flight_record import FlightRecord, remember_collectives
 from parctl.runtime.mesh import build_mesh, choose_device, join_world
 from parctl.runtime.trainer import Outcome, train
-from parctl.runtime.training import prepare
+from parctl.runtime.training import directory_of, prepare
+from parctl.topology.layout import Layout
 
 FINISHED, FAILED, RETRY, LEFT = 0, 1, 75, 143
 PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "gloo/transport", "NCCL")
@@ -52,13 +56,31 @@ def run_rank(plan_path: Path, run_dir: Path) -> int:
     # A fork inherits torch's thread pool without its threads. The first call after it makes a new
     # one, and must not race with autograd's threads.
     torch.set_num_threads(torch.get_num_threads())
+    record = None
     try:
         plan = plan_from_json(json.loads(plan_path.read_text()))
+        record = start_record(plan.layout)
         outcome = run_plan(plan, run_dir, stop)
     except Exception as error:
+        if record is not None and is_foreign(error):
+            with suppress(Exception):  # the failure itself must be told in any case
+                record.write(error)
         report_failure(error)
         return RETRY if is_foreign(error) else FAILED
+    finally:
+        if record is not None:
+            record.close()
     return LEFT if outcome is Outcome.STOPPED else FINISHED
+
+
+def start_record(layout: Layout) -> FlightRecord | None:
+    """Keep a record of collectives beside the error file, where the launcher asked for one."""
+    errors = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not errors:
+        return None
+    path = Path(errors).with_name(f"flight-{os.environ['RANK']}.json")
+    remember_collectives(path)
+    return FlightRecord(path, layout)
 
 
 def run_plan(plan: Plan, run_dir: Path, stop: TermSignal) -> Outcome:
@@ -66,10 +88,10 @@ def run_plan(plan: Plan, run_dir: Path, stop: TermSignal) -> Outcome:
     assert plan.recipe.train and plan.recipe.checkpoint
     device = choose_device()
     join_world(plan.layout, device)
-    mesh = build_mesh(plan.layout, device, wrap_alone=plan.recipe.train.precision == "bf16")
+    mesh = build_mesh(plan.layout, device, wrap_alone=plan.recipe.train.precision in COMPUTE_TYPES)
     run = os.environ["PARCTL_RUN_ID"]
-    directory = Path(plan.recipe.checkpoint.dir or run_dir / "checkpoints")
-    refuse_unusable_directory(directory, plan.layout, run=run)
+    directory = directory_of(plan.recipe.checkpoint, run_dir)
+    held = take_directory(directory, plan.layout, run=run)
     training = prepare(
         plan,
         mesh,
@@ -83,6 +105,8 @@ def run_plan(plan: Plan, run_dir: Path, stop: TermSignal) -> Outcome:
     training.reporter.close()
     dist.barrier()
     dist.destroy_process_group()
+    if held is not None:
+        held.close()
     return outcome
 
 

@@ -20,6 +20,7 @@ from itertools import combinations
 from parctl.topology.links import link_count
 
 MAX_EXACT = 16
+UNKNOWN = "?"
 
 Matrix = Sequence[Sequence[str]]
 
@@ -50,6 +51,29 @@ def full_mesh_cliques(matrix: Matrix) -> tuple[tuple[tuple[int, ...], int], ...]
         found.append((best, least))
         rest &= ~sum(1 << i for i in best)
     return tuple(sorted(found))
+
+
+def groups_are_known(matrix: Matrix) -> bool:
+    """Whether no unknown link might join two of the connected groups."""
+    return connected_groups(matrix) == connected_groups(_assuming(matrix, "NV1"))
+
+
+def cliques_are_known(matrix: Matrix) -> bool:
+    """Whether the full meshes stay the same, whatever the unknown links are.
+
+    Above `MAX_EXACT` devices one unknown link is enough to doubt them.
+    """
+    if not any(UNKNOWN in row for row in matrix):
+        return True
+    if len(matrix) > MAX_EXACT:
+        return False
+    known = full_mesh_cliques(matrix)
+    # a weak and a strong link: of two sets of one size the better linked is taken
+    return all(full_mesh_cliques(_assuming(matrix, code)) == known for code in ("NV1", "NV99"))
+
+
+def _assuming(matrix: Matrix, code: str) -> Matrix:
+    return [[code if cell == UNKNOWN else cell for cell in row] for row in matrix]
 
 
 def worst_count(matrix: Matrix, members: Sequence[int]) -> int:

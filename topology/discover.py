@@ -40,7 +40,7 @@ FORMATS = {
     "ibnetdiscover": "ibnetdiscover",
     "rocm": "rocm-smi --showtopo",
     "smi": "nvidia-smi topo -m",
-    "smi_list": "nvidia-smi -L or nvlink -s",
+    "smi_list": "nvidia-smi -L or nvlink",
 }
 # captures of one machine, which seldom say which
 ANONYMOUS = ("nccl_xml", "rocm", "smi", "smi_list")
@@ -146,7 +146,7 @@ def _read_one(source: str, num_devices: int | None) -> _Found:
         return _whole(parse_cluster(source), "synthetic")
     raise UsageError(
         f"no cluster `{source[:60]}`: not a file, and not of the form PRODUCT:NODESxDEVICES",
-        hint="; ".join(_hints(source)),
+        hint=_hint(source),
     )
 
 
@@ -281,12 +281,13 @@ def _renamed(topology: Topology, names: Sequence[str]) -> Topology:
     return replace(topology, nodes=tuple(alike))
 
 
-def _hints(source: str) -> Iterator[str]:
+def _hint(source: str) -> str:
     from parctl.topology.products import PRODUCTS
 
     known = ["local", "kubernetes", "ray", *(product.key for product in PRODUCTS)]
+    use = "use `local`, a topology file (`parctl topology -o json > FILE`), or e.g. `h100:16x8`"
     nearest = get_close_matches(source.split(":")[0].lower(), known, n=1)
-    if nearest:
-        shown = nearest[0] if nearest[0] in known[:3] else f"{nearest[0]}:16x8"
-        yield f"did you mean `{shown}`?"
-    yield "use `local`, a topology file (`parctl topology -o json > FILE`), or e.g. `h100:16x8`"
+    if not nearest:
+        return use
+    shown = nearest[0] if nearest[0] in known[:3] else f"{nearest[0]}:16x8"
+    return f"did you mean `{shown}`? Otherwise {use}"

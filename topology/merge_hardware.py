@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from parctl.topology.links import PCIE_CODES
 from parctl.topology.model import Device, Hardware, Nic
 from parctl.topology.precedence import fact_rank, is_witness
 
@@ -189,12 +190,23 @@ def _merge_matrix(
             other = two.matrix[pairs[i]][pairs[j]]
             if other in ("?", code):
                 continue
-            if code == "?" or yield_to_two:
+            if code == "?" or yield_to_two or _is_no_path(one, code, other):
                 cells[j] = other
+            elif _is_no_path(two, other, code):
+                continue
             elif both_saw and i < j:
                 differing.append((one.devices[i].index, one.devices[j].index, code, other))
         rows.append(tuple(cells))
     return tuple(rows), differing
+
+
+def _is_no_path(hardware: Hardware, code: str, other: str) -> bool:
+    """Whether a code only says `no NVLink`, and the other one names the path through PCIe.
+
+    A list of NVLinks does not know the paths of what it does not join.
+    """
+    source = hardware.sources.get("matrix", "")
+    return source.startswith("nvidia-smi nvlink") and {code, other} <= PCIE_CODES
 
 
 def _merge_nics(

@@ -84,17 +84,37 @@ class Hardware:
 
     @cached_property
     def nvlink_groups(self) -> tuple[tuple[int, ...], ...]:
-        """Sets connected over NVLink or xGMI, as positions. Connected is not fully meshed."""
+        """Sets connected over NVLink or xGMI, as positions. Connected is not fully meshed.
+
+        By known links: `knows_nvlink_groups` says whether unknown ones might join two of them.
+        """
         from parctl.topology.cliques import connected_groups
 
         return connected_groups(self.matrix)
 
     @cached_property
     def nvlink_cliques(self) -> tuple[tuple[tuple[int, ...], int], ...]:
-        """Largest full meshes that cover the devices, each with its smallest link count."""
+        """Largest full meshes that cover the devices, each with its smallest link count.
+
+        By known links, as `nvlink_groups`.
+        """
         from parctl.topology.cliques import full_mesh_cliques
 
         return full_mesh_cliques(self.matrix)
+
+    @cached_property
+    def knows_nvlink_groups(self) -> bool:
+        """Whether `nvlink_groups` are the whole truth."""
+        from parctl.topology.cliques import groups_are_known
+
+        return groups_are_known(self.matrix)
+
+    @cached_property
+    def knows_nvlink_cliques(self) -> bool:
+        """Whether `nvlink_cliques` are the whole truth."""
+        from parctl.topology.cliques import cliques_are_known
+
+        return cliques_are_known(self.matrix)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,8 @@ One node holds all its facts, so that a reader needs no second table::
 
 `domains`, `nvlink_groups`, `nvlink_cliques` (members and the smallest link count between two of
 them) and `numa_groups` are derived: written for readers, ignored when read. Groups name devices by
-index. Equal nodes share one `Hardware` in memory, on either side.
+index; they are null where an unknown link or NUMA node might change them. Equal nodes share one
+`Hardware` in memory, on either side.
 """
 
 import json
@@ -157,9 +158,11 @@ def topology_from_json(data: Any, *, where: str = "topology") -> Topology:
     tiers = reader.strings("tiers")
     shared: dict[str, list[tuple[Mapping[str, Any], Hardware]]] = {}
     nodes = tuple(_node(node, tiers, shared) for node in reader.items("nodes"))
-    if not nodes:
+    if not nodes and not tiers:
+        # tiers alone are what Kueue's Topology says of a cluster
         raise reader.error("nodes", "is empty, expected at least one node")
-    name, times = Counter(node.name for node in nodes).most_common(1)[0]
+    names = Counter(node.name for node in nodes)
+    name, times = names.most_common(1)[0] if names else ("", 0)
     if times > 1:
         raise reader.error("nodes", f"has `{name}` {times} times, expected one node per name")
     return Topology(
@@ -178,11 +181,15 @@ def _hardware_to_json(hardware: Hardware) -> dict[str, Any]:
         "kind": hardware.kind,
         "gpus": [_fields(device, "sources", "faults") for device in hardware.devices],
         "links": [" ".join(row) for row in hardware.matrix],
-        "nvlink_groups": [[index[i] for i in group] for group in hardware.nvlink_groups],
+        "nvlink_groups": [[index[i] for i in group] for group in hardware.nvlink_groups]
+        if hardware.knows_nvlink_groups
+        else None,
         "nvlink_cliques": [
             {"gpus": [index[i] for i in members], "links": least}
             for members, least in hardware.nvlink_cliques
-        ],
+        ]
+        if hardware.knows_nvlink_cliques
+        else None,
         "numa_groups": _numa_groups(hardware.devices),
         "nics": [_fields(nic, "sources") for nic in hardware.nics],
         "nic_links": [" ".join(row) for row in hardware.nic_matrix],
@@ -200,11 +207,12 @@ def _fields(value: Device | Nic, *plain: str) -> dict[str, Any]:
     return result | {"sources": dict(value.sources)}
 
 
-def _numa_groups(devices: Sequence[Device]) -> list[list[int]]:
+def _numa_groups(devices: Sequence[Device]) -> list[list[int]] | None:
     groups: dict[int, list[int]] = {}
     for device in devices:
-        if device.numa is not None:
-            groups.setdefault(device.numa, []).append(device.index)
+        if device.numa is None:
+            return None
+        groups.setdefault(device.numa, []).append(device.index)
     return [groups[numa] for numa in sorted(groups)]
 
 

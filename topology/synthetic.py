@@ -6,6 +6,8 @@
     PRODUCT:DOMAINSxNODESxDEVICES    rack-scale NVLink domains of that many nodes (NVL72)
     A+B                              both, in that order
 
+Capital letters are read as small ones; digits are 0 to 9 and no other script's.
+
 The inside of a node comes from the table of products: every GPU joined with every other through
 NVSwitch, the DGX-1V cube mesh for V100, PCIe alone where the product has no NVLink; one NIC per
 GPU at the product's usual rate, NIC i on rail i. Above the node nothing is invented: the cluster
@@ -21,12 +23,12 @@ from parctl.topology.products import DGX_1V, Product, product_named, usual_code
 
 MAX_DEVICES = 2**20
 
-_SHAPE = re.compile(r"([^:+]*):(\d+)x(\d+)(?:x(\d+))?")
+_SHAPE = re.compile(r"([^:+]*):(\d+)x(\d+)(?:x(\d+))?", re.ASCII | re.IGNORECASE)
 
 
 def looks_synthetic(text: str) -> bool:
     """Whether the text has the form `name:...` of a synthetic cluster, right or wrong."""
-    return re.match(r"[\w.-]+:\s*[\dx]", text) is not None and "/" not in text
+    return re.match(r"[\w.-]+:\s*[\dxX]", text) is not None and "/" not in text
 
 
 def parse_cluster(spec: str) -> Topology:
@@ -114,7 +116,7 @@ def node_hardware(product: Product, num_devices: int) -> Hardware:
 
 
 def _is_rack_scale(part: str) -> bool:
-    return part.count("x", part.index(":")) == 2
+    return part.lower().count("x", part.index(":")) == 2
 
 
 def _parse_part(spec: str, part: str) -> tuple[Product, int, int, int]:

@@ -19,6 +19,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from parctl.planner.stages import split_layers
 from parctl.recipes.spec import Recipe
 from parctl.runtime.data import MicroBatch
 from parctl.runtime.mesh import build_mesh
@@ -102,10 +103,13 @@ def measure(recipe: Recipe, axes: Mapping[str, int]) -> Measured:
     )
     with fake_world(size):
         mesh = build_mesh(layout, torch.device("cpu"), wrap_alone=train.precision == "bf16")
-        parallel = parallelize(model, recipe.parallelism, train, mesh)
-        passes = make_passes(parallel, train)
+        parallel = parallelize(
+            model, recipe.parallelism, train, mesh, split_layers(model, 1)
+        )
+        passes = make_passes(parallel, recipe.parallelism, train)
         optimizer = make_optimizer(parallel.parameters(), train.optimizer)
-        tokens = torch.zeros(train.micro_batch, train.seq_len, dtype=torch.int64)
+        own = train.seq_len // mesh.sizes["cp"]
+        tokens = torch.zeros(train.micro_batch, own, dtype=torch.int64)
         batch = MicroBatch(tokens=tokens, targets=tokens)
         parameters = list(parallel.parameters().values())
         with LiveBytes(parameters) as live:

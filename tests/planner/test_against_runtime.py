@@ -8,11 +8,12 @@ are. Peaks are sums of terms that do not all peak together, hence the wider boun
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from tests.planner.live_bytes import Measured, measure
 from tests.runtime.harness import run_ranks
+from tests.runtime.moe_models import MIXTRAL
 
 from parctl.planner.degrees import Degrees, with_degrees
 from parctl.planner.memory import StageMemory, estimate_memory
@@ -27,6 +28,7 @@ GPT = {
     "bias": True,
     "num_kv_heads": 8,
 }
+EXPERTS = {"family": "moe", "moe": replace(MIXTRAL, expert_ffn_dim=192)}
 CASES: list[tuple[dict[str, int], bool, Recompute, Precision, dict[str, Any]]] = [
     ({"dp": 2}, False, "none", "fp32", {}),
     ({"fsdp": 2}, False, "none", "fp32", {}),
@@ -35,16 +37,26 @@ CASES: list[tuple[dict[str, int], bool, Recompute, Precision, dict[str, Any]]] =
     ({"tp": 2}, False, "none", "fp32", {}),
     ({"tp": 2}, False, "selective", "fp32", {}),
     ({"tp": 2}, False, "full", "fp32", {}),
+    ({"tp": 2}, False, "partitioned", "fp32", {}),
+    ({"tp": 4}, False, "partitioned", "bf16", {}),
     ({"tp": 4}, True, "none", "fp32", {}),
     ({"tp": 8}, True, "none", "fp32", {}),  # more ranks than KV heads
     ({"fsdp": 2, "tp": 2}, True, "none", "bf16", {}),
     ({"fsdp": 2, "tp": 2}, True, "selective", "bf16", {}),
     ({"fsdp": 4, "tp": 4}, True, "full", "fp64", {}),
     ({"dp": 2, "fsdp": 2, "tp": 2}, True, "selective", "fp32", {}),
+    ({"cp": 2}, False, "none", "fp32", {}),
+    ({"fsdp": 2, "cp": 2}, False, "selective", "fp32", {}),
+    ({"cp": 2, "tp": 2}, True, "selective", "bf16", {}),
     ({"fsdp": 2}, False, "none", "fp32", GPT),
     ({"tp": 2}, True, "none", "fp32", GPT),
     ({"fsdp": 2}, False, "none", "fp32", {"activation": "relu"}),
     ({"fsdp": 2}, False, "none", "fp32", {"activation": "squared-relu"}),
+    ({"fsdp": 2}, False, "none", "fp32", EXPERTS),
+    ({"fsdp": 2}, False, "selective", "fp32", EXPERTS),
+    ({"tp": 2}, False, "none", "fp32", EXPERTS),
+    ({"tp": 2}, True, "selective", "fp32", EXPERTS),
+    ({"fsdp": 2}, False, "full", "bf16", EXPERTS),
 ]
 
 
@@ -55,6 +67,7 @@ def both(
     precision: Precision,
     shape: Mapping[str, Any],
     directory: Path,
+    cp_kind: Literal["ring", "ulysses"] = "ring",
 ) -> tuple[Measured, StageMemory]:
     base, degrees = load_recipe("tiny-llama"), Degrees(**axes)
     assert base.model is not None and base.train is not None
@@ -68,13 +81,22 @@ def both(
         precision=precision,
     )
     spec = replace(
-        with_degrees(base.parallelism, degrees), sp=sp, zero_stage=3 if degrees.fsdp > 1 else 0
+        with_degrees(base.parallelism, degrees),
+        sp=sp,
+        zero_stage=3 if degrees.fsdp > 1 else 0,
+        cp_kind=cp_kind,
     )
     recipe: Recipe = replace(base, model=model, train=train, parallelism=spec)
     estimate = estimate_memory(recipe, degrees, device_bytes=None, kind="cpu").worst
     # in a fork: a process that has run a backward pass can fork no more ranks that train
     (measured,) = run_ranks(measure, 1, directory, recipe, axes)
     return measured, estimate
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective"])
+def test_what_ulysses_keeps_is_predicted(recompute: Recompute, tmp_path: Path) -> None:
+    measured, estimate = both({"cp": 2}, False, recompute, "fp32", {}, tmp_path, cp_kind="ulysses")
+    assert estimate.activations == pytest.approx(measured.activations, rel=0.05)
 
 
 @pytest.mark.parametrize(("axes", "sp", "recompute", "precision", "shape"), CASES)

@@ -17,7 +17,7 @@ from parctl.recipes.loader import load_recipe
 
 def test_given_and_named_axes_differ() -> None:
     spec = load_recipe("llama-3-8b: TP8+FSDP").parallelism
-    assert given_degrees(spec) == {"pp": 1, "dp": 1, "cp": 1, "tp": 8}
+    assert given_degrees(spec) == {"pp": 1, "dp": 1, "cp": 1, "operator": 1, "tp": 8}
     assert named_axes(spec) == ("fsdp", "tp")
 
 

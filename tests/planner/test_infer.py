@@ -100,7 +100,7 @@ def test_resolved_degrees_are_in_the_recipe() -> None:
         ("llama-3-8b: auto", "h100:8x8", {"fsdp": 64}, "auto: FSDP:"),
         ("llama-3-70b: auto", "h100:16x8", {"fsdp": 16, "tp": 8}, "auto: TP+FSDP:"),
         ("mixtral-8x7b: auto", "h100:8x8", {"fsdp": 64}, "auto: FSDP+EP:"),
-        ("llama-3-8b: auto", "l40s:2x8", {"pp": 8, "fsdp": 2}, "auto: PP+FSDP:"),
+        ("llama-3-8b: auto", "l40s:2x8", {"pp": 2, "fsdp": 8}, "auto: PP+FSDP:"),
     ],
 )
 def test_auto_takes_the_first_form_that_fits(

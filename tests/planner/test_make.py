@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from parctl.errors import CannotPlaceError, NotBuiltError, UsageError
+from parctl.errors import CannotPlaceError, UsageError
 from parctl.planner.cluster import cluster_for
 from parctl.planner.make import make_plan
 from parctl.planner.plan import Plan
@@ -144,9 +144,19 @@ def test_two_open_axes_of_a_program_are_refused(script: str) -> None:
         plan(script, "h100:2x8", "parallelism=TP+DP")
 
 
-def test_operator_parallelism_is_refused_by_name() -> None:
-    with pytest.raises(NotBuiltError, match="OP2"):
-        plan("llama-3-8b: OP2", "h100:1x8")
+def test_operator_groups_stay_inside_a_node() -> None:
+    made = plan("llama-3-8b: OP2+TP2+DP", "h100:2x8", "model.parallel_blocks=true")
+    assert made.layout.axes == {"dp": 4, "operator": 2, "tp": 2}
+    (proof,) = [proof for proof in made.layout.proofs if proof.axis == "operator"]
+    assert (proof.size, proof.scope, proof.nodes_per_group) == (2, "node", 1)
+
+
+def test_whole_gradients_wait_for_the_last_micro_batch_where_they_fit() -> None:
+    made = plan("llama-3-70b: TP+SP+FSDP", "h100:16x8")
+    assert made.recipe.parallelism.grad_sync == "last"
+    assert "grad_sync = last: whole gradients of 32 micro-batches fit" in made.layout.explain
+    tight = plan("llama-3-70b: FSDP", "h100:16x8")  # 282 GB of gradients
+    assert tight.recipe.parallelism.grad_sync == "each"
 
 
 def test_cpu_devices_are_as_many_as_the_degrees_ask_for() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from parctl.recipes.hf_config import read_hf_config
+from parctl.recipes.loader import load_recipe
 from parctl.recipes.models import complete_model
 from parctl.recipes.parameters import num_parameters
 
@@ -38,7 +39,7 @@ CONFIGS: dict[str, tuple[int, dict[str, Any]]] = {
         "model_type": "qwen3_moe", "num_hidden_layers": 48, "hidden_size": 2048, "head_dim": 128,
         "num_attention_heads": 32, "num_key_value_heads": 4, "intermediate_size": 6144,
         "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8,
-        "vocab_size": 151936, "max_position_embeddings": 40960,
+        "vocab_size": 151936, "max_position_embeddings": 40960, "norm_topk_prob": True,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
     }),
 }  # fmt: skip
@@ -86,3 +87,54 @@ def test_a_rope_scaling_that_is_no_mapping_is_refused(value: Any, tmp_path: Path
     _, faults = read_hf_config(tmp_path)
     assert [fault.path for fault in faults] == ["hf"]
     assert f"rope_scaling: found {value!r}, expected keys with values" in faults[0].message
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "named"),
+    [
+        ("llama-3.1-8b", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "type 'linear'"),
+        ("llama-3.1-8b", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "type 'yarn'"),
+        ("qwen3-30b-a3b", {"rope_parameters": {"rope_type": "dynamic"}}, "type 'dynamic'"),
+        ("llama-3.1-8b", {"hidden_act": "gelu"}, "activation 'gelu'"),
+        ("gpt2", {"activation_function": "relu"}, "activation 'relu'"),
+        ("llama-3.1-8b", {"attention_bias": True}, "attention_bias without mlp_bias"),
+        ("qwen3-30b-a3b", {"norm_topk_prob": False}, "norm_topk_prob: false"),
+        ("qwen3-30b-a3b", {"mlp_only_layers": [3]}, "mlp_only_layers that are not the first"),
+    ],
+)
+def test_what_would_be_another_model_if_ignored_is_refused(
+    name: str, changes: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS[name][1] | changes))
+    values, (fault,) = read_hf_config(tmp_path)
+    assert values == {}
+    assert named in fault.message
+    assert fault.message.endswith("which no model of parctl computes")
+
+
+def test_a_sliding_window_bounds_the_length(tmp_path: Path) -> None:
+    mistral = CONFIGS["llama-3.1-8b"][1] | {"model_type": "mistral", "sliding_window": 4096}
+    (tmp_path / "config.json").write_text(json.dumps(mistral))
+    assert read_hf_config(tmp_path)[0]["max_seq_len"] == 4096
+    (tmp_path / "config.json").write_text(json.dumps(mistral | {"model_type": "qwen2"}))
+    assert read_hf_config(tmp_path)[0]["max_seq_len"] == 131072  # use_sliding_window is off
+
+
+def test_a_folder_with_weights_gives_the_first_weights(tmp_path: Path) -> None:
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(CONFIGS["llama-3.1-8b"][1]))
+    text = "version: 1\nmodel: {hf: hub}\nparallelism: FSDP8\n"
+    (tmp_path / "bare.yaml").write_text(text)
+    (tmp_path / "drawn.yaml").write_text(text + "checkpoint: {init_from: random}\n")
+    (tmp_path / "other.yaml").write_text(text + "checkpoint: {init_from: other}\n")
+
+    def first_weights(name: str) -> str | None:
+        checkpoint = load_recipe(str(tmp_path / name)).checkpoint
+        assert checkpoint is not None
+        return checkpoint.init_from
+
+    assert first_weights("bare.yaml") is None
+    (tmp_path / "hub" / "model.safetensors").touch()
+    assert first_weights("bare.yaml") == str(tmp_path / "hub")
+    assert first_weights("drawn.yaml") is None
+    assert first_weights("other.yaml") == str(tmp_path / "other")

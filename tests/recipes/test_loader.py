@@ -167,7 +167,7 @@ def test_a_form_and_a_key_that_say_the_same_thing_are_refused(folder: Path) -> N
 def test_order_and_flags_are_taken(folder: Path) -> None:
     mapping = "{form: DP4+TP4+PP4, order: [dp, pp, tp], allow_pcie_tp: true, strict_node: true}"
     spec = load_recipe(write(GOOD.replace("TP2+SP+FSDP2", mapping))).parallelism
-    assert spec.order == ("fsdp", "cp", "dp", "pp", "tp")
+    assert spec.order == ("fsdp", "cp", "operator", "dp", "pp", "tp")
     assert (spec.allow_pcie_tp, spec.strict_node, spec.allow_cross_node_tp) == (True, True, False)
 
 
@@ -280,7 +280,7 @@ script:
         workdir=None,
     )
     assert recipe.parallelism.text == "DP2+TP4+PP2"
-    assert recipe.parallelism.order == ("fsdp", "cp", "pp", "dp", "tp")
+    assert recipe.parallelism.order == ("fsdp", "cp", "operator", "pp", "dp", "tp")
     assert (recipe.model, recipe.train, recipe.data, recipe.checkpoint) == (None,) * 4
 
 

@@ -143,7 +143,7 @@ def test_the_order_of_terms_and_their_case_do_not_matter() -> None:
 
 def test_a_partial_order_is_completed_with_the_absent_axes_outside() -> None:
     spec = build_parallelism({"dp": 4, "pp": 4, "tp": 4, "order": ["dp", "pp", "tp"]})
-    assert spec.order == ("fsdp", "cp", "dp", "pp", "tp")
+    assert spec.order == ("fsdp", "cp", "operator", "dp", "pp", "tp")
     assert read("TP8").order == AXES
 
 

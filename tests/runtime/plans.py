@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from parctl.planner.plan import Plan
+from parctl.planner.stages import split_layers
 from parctl.recipes.spec import (
     AXES,
     CheckpointSpec,
@@ -19,6 +20,7 @@ from parctl.recipes.spec import (
     TrainSpec,
 )
 from parctl.topology.layout import Layout, Slot
+from parctl.topology.placement.experts import expert_axes
 
 LLAMA = ModelSpec(
     name="test-llama",
@@ -41,6 +43,7 @@ LLAMA = ModelSpec(
     bias=False,
     qkv_bias=False,
     qk_norm=False,
+    parallel_blocks=False,
     tied_embeddings=False,
     dropout=0.0,
     causal=True,
@@ -78,14 +81,24 @@ TRAIN = TrainSpec(
     steps=4,
     precision="fp64",
     recompute="none",
+    recompute_layers=(),
+    offload_activations=False,
+    offload_optimizer=False,
+    compile=False,
+    mtp_loss=0.3,
+    streams=1,
     seed=7,
     validate_every=0,
     validate_batches=1,
     log_every=1,
     comm_timeout_s=30.0,
+    on_nan="stop",
+    max_skips=10,
     optimizer=OPTIMIZER,
 )
-CHECKPOINT = CheckpointSpec(dir=None, every=0, keep=0, at_end=False, resume=True)
+CHECKPOINT = CheckpointSpec(
+    dir=None, every=0, keep=0, at_end=False, resume=True, async_save=False, init_from=None
+)
 
 
 def parallelism(
@@ -102,12 +115,18 @@ def parallelism(
         cp=degrees.get("cp", 1),
         ep=1,
         etp=1,
+        expert_placement="block",
+        expert_load=None,
         layer=False,
-        operator=1,
-        zero_stage=zero_stage,  # type: ignore[arg-type]
+        operator=degrees.get("operator", 1),
+        zero_stage=zero_stage if degrees.get("fsdp", 1) > 1 else 0,  # type: ignore[arg-type]
+        grad_sync="auto",
+        prefetch=1,
+        reshard="auto",
         cp_kind="ring",
         schedule="1f1b",
         virtual_stages=1,
+        schedule_table=None,
         order=AXES,
         allow_cross_node_tp=False,
         allow_pcie_tp=False,
@@ -137,18 +156,23 @@ def plan(
     model: ModelSpec = LLAMA,
     sp: bool = False,
     zero_stage: int = 3,
+    spec: Mapping[str, Any] = {},
     ranks: Sequence[int] | None = None,
     train: Mapping[str, Any] = {},
     checkpoint: Mapping[str, Any] = {},
+    documents: bool = False,
     validation_fraction: float = 0.1,
 ) -> Plan:
-    """`axes` in any order, outermost first; empty for one process."""
+    """`axes` in any order, outermost first; empty for one process.
+
+    `spec` and the other mappings change fields.
+    """
     return Plan(
         recipe=Recipe(
             name="test",
             task="train",
             model=model,
-            parallelism=parallelism(axes, sp=sp, zero_stage=zero_stage),
+            parallelism=replace(parallelism(axes, sp=sp, zero_stage=zero_stage), **spec),
             train=replace(TRAIN, **train),
             data=DataSpec(
                 train=(str(data),),
@@ -157,6 +181,8 @@ def plan(
                 format="auto",
                 text_key="text",
                 tokenizer="byte",
+                document_mask=documents,
+                end_token=None,
             ),
             checkpoint=replace(CHECKPOINT, **checkpoint),
             script=None,
@@ -174,8 +200,11 @@ def plan(
             notes=(),
         ),
         topology={"digest": "sha256:0", "source": "by hand", "nodes": ["here"]},
-        layout=layout(axes or {"dp": 1}, ranks),
-        stages=((0, 1),),
+        layout=replace(
+            layout(axes or {"dp": 1}, ranks),
+            expert_axes=expert_axes(axes, spec.get("ep", 1), spec.get("etp", 1)),
+        ),
+        stages=split_layers(model, axes.get("pp", 1) * spec.get("virtual_stages", 1)),
         memory={},
         time={},
         backend={"kind": "local"},

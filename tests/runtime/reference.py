@@ -8,11 +8,13 @@ Shapes: B batch, N heads, S sequence, H head_dim.
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from parctl.recipes.spec import ModelSpec, TrainSpec
+from parctl.runtime.data import shuffled
 
 Weights = Mapping[str, Tensor]
 
@@ -71,6 +73,19 @@ def norm(w: Weights, model: ModelSpec, name: str, x: Tensor) -> Tensor:
 
 def linear(w: Weights, name: str, x: Tensor) -> Tensor:
     return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0)
+
+
+def batches(spec: TrainSpec, text: Path) -> list[tuple[Tensor, Tensor]]:
+    """The global batches of a run on the bytes of `text`, of which a tenth is held out."""
+    stream = [*text.read_bytes(), 0]
+    tokens = torch.tensor(stream[: len(stream) - len(stream) // 10])
+    num = (len(tokens) - 1) // spec.seq_len
+    order = shuffled(torch.arange(num).numpy(), num, spec.seed * 1_000_003)
+    rows = torch.stack(
+        [tokens[i * spec.seq_len : (i + 1) * spec.seq_len + 1] for i in order.tolist()]
+    )
+    whole = torch.split(rows, spec.global_batch)[: spec.steps]
+    return [(batch[:, :-1], batch[:, 1:]) for batch in whole]
 
 
 def train(

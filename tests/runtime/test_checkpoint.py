@@ -17,6 +17,8 @@ from tests.runtime.plans import GPT, LLAMA, plan
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from parctl.runtime.checkpoint_directory import LOCK, find_checkpoints
+
 SIX = {"steps": 6}
 
 
@@ -32,7 +34,7 @@ def give(source: Path, step: int, target: Path) -> None:
 
 
 def names(run_dir: Path) -> list[str]:
-    return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    return sorted(path.name for path in (run_dir / "checkpoints").iterdir() if path.name != LOCK)
 
 
 def test_resuming_on_the_same_layout_repeats_every_bit(text: Path, tmp_path: Path) -> None:
@@ -143,14 +145,96 @@ def test_a_checkpoint_without_its_mark_is_skipped(text: Path, tmp_path: Path) ->
     assert (tmp_path / "checkpoints" / "step-00000004" / "COMPLETE").exists()
 
 
-def test_a_damaged_checkpoint_is_named_without_a_traceback(text: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over_and_replaced(text: Path, tmp_path: Path) -> None:
+    """Step 4 lost a file, step 3 has a changed byte: step 2 goes on."""
+    made = plan(text, {"fsdp": 2}, train={"steps": 4}, checkpoint={"every": 1})
+    train_to_end(made, tmp_path)
+    checkpoints = tmp_path / "checkpoints"
+    (checkpoints / "step-00000004" / "__1_0.distcp").unlink()
+    changed = checkpoints / "step-00000003" / "__0_0.distcp"
+    content = bytearray(changed.read_bytes())
+    content[len(content) // 2] ^= 1
+    changed.write_bytes(content)
+    train_to_end(made, tmp_path)
+    log = read_logs(tmp_path)
+    assert "skipping step-00000004: __1_0.distcp is gone" in log
+    assert "skipping step-00000003: __0_0.distcp is not what was written" in log
+    assert "resuming from step-00000002" in log
+    assert find_checkpoints(checkpoints).damaged == {}
+    assert len(find_checkpoints(checkpoints).whole) == 4
+
+
+def test_with_every_checkpoint_damaged_nothing_is_started_over(text: Path, tmp_path: Path) -> None:
     train_to_end(plan(text, {}, train={"steps": 1}, checkpoint={"at_end": True}), tmp_path)
     (damaged,) = (tmp_path / "checkpoints" / "step-00000001").glob("*.distcp")
     damaged.unlink()
     log = refusal(plan(text, {}, train={"steps": 2}), tmp_path)
-    assert f"error: cannot read {damaged.parent}: [Errno 2] No such file" in log
-    assert "hint: remove that directory" in log
+    assert "is damaged; step-00000001: __0_0.distcp is gone" in log
+    assert "hint: remove them to start over" in log
     assert "Traceback" not in log
+
+
+def test_saving_in_the_background_changes_no_bit(text: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"sp": True, "train": {**SIX, "precision": "fp32"}}
+    model = replace(GPT, dropout=0.1)
+    axes = {"fsdp": 2, "tp": 2}
+    plain = plan(text, axes, model=model, checkpoint={"every": 3}, **options)
+    later = plan(text, axes, model=model, checkpoint={"every": 3, "async_save": True}, **options)
+    undisturbed = curve(train_to_end(plain, tmp_path / "plain"))
+    assert curve(train_to_end(later, tmp_path / "later")) == undisturbed
+    give(tmp_path / "later", 3, tmp_path / "resumed")
+    resumed = curve(train_to_end(plain, tmp_path / "resumed"))
+    assert resumed == {step: undisturbed[step] for step in (4, 5, 6)}
+    assert names(tmp_path / "later") == ["step-00000003", "step-00000006"]
+
+
+def test_killed_while_a_background_save_writes_the_one_before_is_found(
+    text: Path, tmp_path: Path
+) -> None:
+    spec = {"every": 2, "async_save": True}
+    made = plan(text, {"fsdp": 2}, train={"steps": 1000}, checkpoint=spec)
+    checkpoints = tmp_path / "checkpoints"
+
+    def kill_during_third_save(pids: list[int]) -> None:
+        while not (checkpoints / ".saving-step-00000006").exists():
+            time.sleep(0.0005)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
+    assert run_plan(made, tmp_path, while_running=kill_during_third_save) == [-9, -9]
+    assert names(tmp_path) == [".saving-step-00000006", "step-00000002", "step-00000004"]
+
+
+def test_sigterm_waits_for_the_save_in_the_background(text: Path, tmp_path: Path) -> None:
+    spec = {"every": 1, "async_save": True, "keep": 2}
+    made = plan(text, {"fsdp": 2}, train={"steps": 100_000}, checkpoint=spec)
+
+    def stop(pids: list[int]) -> None:
+        while not (tmp_path / "checkpoints" / "step-00000002").exists():
+            time.sleep(0.0005)
+        os.kill(pids[1], signal.SIGTERM)
+
+    assert run_plan(made, tmp_path, while_running=stop) == [143, 143]
+    found = find_checkpoints(tmp_path / "checkpoints")
+    assert (len(found.whole), found.torn, found.damaged) == (2, (), {})
+    last = read_metrics(tmp_path)[-1]["step"]
+    assert found.whole[-1].name == f"step-{last:08d}"
+
+
+def test_a_second_live_run_is_kept_out_of_the_directory(text: Path, tmp_path: Path) -> None:
+    shared = {"dir": f"file://{tmp_path}/shared"}
+    endless = plan(text, {}, train={"steps": 1_000_000}, checkpoint=shared)
+
+    def start_another(pids: list[int]) -> None:
+        while not (tmp_path / "shared" / LOCK).exists() or not (tmp_path / "a").exists():
+            time.sleep(0.001)
+        time.sleep(0.3)
+        log = refusal(plan(text, {}, checkpoint=shared), tmp_path / "b")
+        assert "is in use by run test-000000" in log
+        os.kill(pids[0], signal.SIGKILL)
+
+    assert run_plan(endless, tmp_path / "a", while_running=start_another) == [-9]
+    train_to_end(plan(text, {}, checkpoint=shared), tmp_path / "c")  # a dead run's lock is free
 
 
 def test_a_save_that_fails_is_told_and_leaves_those_before(text: Path, tmp_path: Path) -> None:

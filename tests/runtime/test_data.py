@@ -23,6 +23,8 @@ DATA = DataSpec(
     format="auto",
     text_key="text",
     tokenizer="byte",
+    document_mask=False,
+    end_token=None,
 )
 
 

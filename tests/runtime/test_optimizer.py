@@ -27,11 +27,11 @@ def test_no_warm_up_begins_at_the_full_rate() -> None:
 
 def test_clipping_scales_to_the_norm_and_never_up() -> None:
     gradients = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([[4.0]])}
-    clip(gradients, norm=5.0, max_norm=1.0)
+    clip(gradients, norm=torch.tensor(5.0), max_norm=1.0)
     assert gradients["a"].tolist() == pytest.approx([0.6, 0.0])
     assert gradients["b"].tolist() == [[pytest.approx(0.8)]]
-    clip(gradients, norm=1.0, max_norm=2.0)
-    clip(gradients, norm=1.0, max_norm=0.0)
+    clip(gradients, norm=torch.tensor(1.0), max_norm=2.0)
+    clip(gradients, norm=torch.tensor(1.0), max_norm=0.0)
     assert gradients["b"].tolist() == [[pytest.approx(0.8)]]
 
 

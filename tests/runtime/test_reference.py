@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from tests.runtime import reference
 from tests.runtime.harness import run_ranks, train_to_end
 from tests.runtime.plans import GPT, LLAMA, plan
@@ -15,7 +14,6 @@ from tests.runtime.plans import GPT, LLAMA, plan
 from parctl.planner.plan import Plan
 from parctl.recipes.spec import ModelSpec
 from parctl.runtime import initialize
-from parctl.runtime.data import shuffled
 from parctl.runtime.transformer import Transformer
 
 MODELS = {
@@ -32,20 +30,8 @@ def reference_curve(made: Plan, text: Path) -> list[tuple[float, float]]:
     weights = dict(module.named_parameters())
     initialize.fill(weights, num_layers=model.num_layers, seed=spec.seed)
 
-    stream = [*text.read_bytes(), 0]
-    tokens = torch.tensor(stream[: len(stream) - len(stream) // 10])
-    order = shuffled(
-        torch.arange(num := (len(tokens) - 1) // spec.seq_len).numpy(), num, spec.seed * 1_000_003
-    )
-    rows = torch.stack(
-        [tokens[i * spec.seq_len : (i + 1) * spec.seq_len + 1] for i in order.tolist()]
-    )
-    batches = [
-        (batch[:, :-1], batch[:, 1:])
-        for batch in torch.split(rows, spec.global_batch)[: spec.steps]
-    ]
     initial = {name: value.detach() for name, value in weights.items()}
-    return reference.train(initial, model, spec, batches)
+    return reference.train(initial, model, spec, reference.batches(spec, text))
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)

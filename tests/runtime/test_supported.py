@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.runtime.plans import GPT, LLAMA, plan
+from tests.runtime.moe_models import MODELS
+from tests.runtime.plans import GPT, LLAMA, TRAIN, plan
 
 from parctl.errors import NotBuiltError, UsageError
 from parctl.recipes.spec import Recipe
@@ -24,7 +25,14 @@ def recipe(**changes: Any) -> Recipe:
 
 
 def test_what_is_built_passes() -> None:
-    for axes in ({"dp": 2}, {"fsdp": 4}, {"dp": 2, "fsdp": 2}, {"tp": 2}, {"fsdp": 2, "tp": 2}):
+    for axes in (
+        {"dp": 2},
+        {"pp": 2},
+        {"fsdp": 4},
+        {"dp": 2, "fsdp": 2},
+        {"tp": 2},
+        {"fsdp": 2, "tp": 2},
+    ):
         refuse_unbuilt(recipe(), axes)
     refuse_unbuilt(plan("text.txt", {"tp": 2}, model=GPT, sp=True).recipe, {"tp": 2})
     refuse_unbuilt(recipe(train={"precision": "bf16", "recompute": "selective"}), {"pp": 1})
@@ -37,17 +45,9 @@ def test_scripts_are_the_users_own() -> None:
 @pytest.mark.parametrize(
     ("changes", "axes", "named"),
     [
-        ({}, {"pp": 2}, "pp 2 (pipeline parallelism)"),
-        ({}, {"cp": 2}, "cp 2 (context parallelism)"),
-        ({}, {"ep": 4}, "ep 4 (expert parallelism)"),
-        ({"parallelism": {"layer": True}}, {"pp": 2}, "LAYER (naive layer placement)"),
-        ({"parallelism": {"operator": 2}}, {}, "operator 2"),
-        ({"parallelism": {"zero_stage": 1}}, {"fsdp": 2}, "ZERO1"),
-        ({"model": {"family": "moe"}}, {}, "model family moe"),
-        ({"model": {"qk_norm": True}}, {}, "model with qk_norm"),
-        ({"model": {"causal": False}}, {}, "model with attention that is not causal"),
-        ({"train": {"precision": "fp8"}}, {}, "train.precision fp8"),
-        ({"train": {"recompute": "partitioned"}}, {}, "train.recompute partitioned"),
+        ({"model": {"family": "t5"}}, {}, "model family t5"),
+        ({"model": {"positions": "relative"}}, {}, "model with relative positions"),
+        ({"train": {"precision": "fp16"}}, {}, "train.precision fp16"),
         ({"data": {"train": ("x.parquet",)}}, {}, "data.format parquet"),
         ({"checkpoint": {"dir": "s3://bucket/x"}}, {}, "checkpoint.dir s3://bucket/x"),
         ({"task": "serve"}, {}, "task serve"),
@@ -62,8 +62,8 @@ def test_unbuilt_forms_are_named(changes: dict[str, Any], axes: dict[str, int], 
 
 
 def test_all_unbuilt_forms_are_named_at_once() -> None:
-    with pytest.raises(NotBuiltError, match=r"pp 2 .*cp 2 .*train.precision fp8"):
-        refuse_unbuilt(recipe(train={"precision": "fp8"}), {"pp": 2, "cp": 2})
+    with pytest.raises(NotBuiltError, match=r"task serve.*train.precision fp16"):
+        refuse_unbuilt(recipe(task="serve", train={"precision": "fp16"}), {"pp": 2})
 
 
 def test_sizes_that_do_not_divide_are_refused_with_the_arithmetic() -> None:
@@ -82,6 +82,38 @@ def test_sizes_that_do_not_divide_are_refused_with_the_arithmetic() -> None:
     three = replace(recipe(), model=replace(LLAMA, num_heads=12, num_kv_heads=3))
     with pytest.raises(UsageError, match=r"num_kv_heads = 3 neither divides tp = 2"):
         refuse_unbuilt(three, {"tp": 2})
+
+
+def test_what_context_parallelism_cannot_split_is_refused_with_the_arithmetic() -> None:
+    ring, ulysses = {"cp_kind": "ring"}, {"cp_kind": "ulysses"}
+    refuse_unbuilt(recipe(parallelism=ring), {"cp": 2})
+    refuse_unbuilt(recipe(parallelism=ulysses), {"cp": 4})  # 2 KV heads are repeated
+    with pytest.raises(UsageError, match=r"train.seq_len = 24 is no multiple of 16 \(2 x cp x tp"):
+        refuse_unbuilt(
+            recipe(train={"seq_len": 24}, parallelism={**ring, "sp": True}), {"cp": 4, "tp": 2}
+        )
+    with pytest.raises(UsageError, match=r"model.dropout = 0.1 with a ring"):
+        refuse_unbuilt(recipe(parallelism=ring, model={"dropout": 0.1}), {"cp": 2})
+    with pytest.raises(UsageError, match=r"heads of a tp rank = 2 is no multiple of 4 \(cp, "):
+        refuse_unbuilt(recipe(parallelism=ulysses), {"cp": 4, "tp": 2})
+    with pytest.raises(UsageError, match=r"KV heads of a tp rank = 3 neither divide cp = 2"):
+        refuse_unbuilt(
+            recipe(parallelism=ulysses, model={"num_heads": 12, "num_kv_heads": 3}), {"cp": 2}
+        )
+
+
+def test_experts_that_cannot_be_split_are_refused_with_the_arithmetic() -> None:
+    tiny = replace(recipe(), model=MODELS["mixtral"])
+    refuse_unbuilt(tiny, {"fsdp": 2, "tp": 2, "ep": 2})
+    with pytest.raises(UsageError, match=r"expert_ffn_dim = 24 is no multiple of 16 \(tp, without"):
+        refuse_unbuilt(replace(tiny, model=replace(MODELS["mixtral"], num_heads=16)), {"tp": 16})
+    with pytest.raises(UsageError, match=r"model.dim = 32 is no multiple of 3 \(ranks that shard"):
+        refuse_unbuilt(replace(tiny, train=replace(TRAIN, global_batch=6)), {"fsdp": 3})
+    odd = replace(tiny, train=replace(TRAIN, seq_len=15))
+    with pytest.raises(UsageError, match=r"tokens per cp rank = 15 is no multiple of 2 \(tp"):
+        refuse_unbuilt(odd, {"fsdp": 2, "tp": 2, "ep": 2})
+    with pytest.raises(NotBuiltError, match="model with experts with biases"):
+        refuse_unbuilt(replace(tiny, model=replace(MODELS["mixtral"], bias=True)), {})
 
 
 def test_asking_needs_no_torch() -> None:

@@ -55,7 +55,7 @@ def test_a_token_sees_no_later_token(spec: ModelSpec) -> None:
 def test_rotation_turns_by_position_times_frequency() -> None:
     """Head of 4: planes (0, 2) and (1, 3), frequencies 1 and 10000^(-1/2) = 0.01."""
     spec = replace(LLAMA, head_dim=4)
-    cos, sin = rotation(spec, 3, torch.device("cpu"), torch.float64)
+    cos, sin = rotation(spec, torch.arange(3), torch.float64)
     x = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64).expand(1, 3, 1, 4)
     turned = rotate(x, cos, sin)[0, 2, 0].tolist()
     assert turned == pytest.approx([math.cos(2), math.cos(0.02), math.sin(2), math.sin(0.02)])
@@ -64,7 +64,7 @@ def test_rotation_turns_by_position_times_frequency() -> None:
 def test_rotated_products_depend_on_the_distance_only() -> None:
     torch.manual_seed(0)
     query, key = torch.randn(2, 8, dtype=torch.float64)
-    cos, sin = rotation(LLAMA, 10, torch.device("cpu"), torch.float64)
+    cos, sin = rotation(LLAMA, torch.arange(10), torch.float64)
     q = rotate(query.expand(1, 10, 1, 8), cos, sin)[0, :, 0]
     k = rotate(key.expand(1, 10, 1, 8), cos, sin)[0, :, 0]
     assert float(q[3] @ k[1]) == pytest.approx(float(q[9] @ k[7]))
@@ -72,7 +72,7 @@ def test_rotated_products_depend_on_the_distance_only() -> None:
 
 def test_partial_rotation_leaves_the_rest() -> None:
     spec = replace(LLAMA, rope_fraction=0.5)
-    cos, sin = rotation(spec, 4, torch.device("cpu"), torch.float64)
+    cos, sin = rotation(spec, torch.arange(4), torch.float64)
     x = torch.randn(1, 4, 2, 8, dtype=torch.float64)
     turned = rotate(x, cos, sin)
     assert torch.equal(turned[..., 4:], x[..., 4:])
@@ -124,6 +124,7 @@ def test_first_weights_have_their_standard_deviations() -> None:
     )
     block = model.blocks["0"]
     assert isinstance(block, Block)
+    assert block.feed_forward is not None
     assert float(block.feed_forward.w_down.weight.detach().std()) == pytest.approx(
         0.02 / 2, rel=0.02
     )  # 1/sqrt(2 x 2 layers)

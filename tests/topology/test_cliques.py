@@ -2,7 +2,14 @@
 
 import pytest
 
-from parctl.topology.cliques import connected_groups, full_mesh_cliques, largest_mesh, pack_meshes
+from parctl.topology.cliques import (
+    cliques_are_known,
+    connected_groups,
+    full_mesh_cliques,
+    groups_are_known,
+    largest_mesh,
+    pack_meshes,
+)
 from parctl.topology.links import link_count
 from parctl.topology.synthetic import parse_cluster
 
@@ -89,3 +96,32 @@ def test_hundreds_of_cpu_slots_are_packed_at_once() -> None:
     groups = pack_meshes(host, 128, lambda code: code == "HOST", range(512))
 
     assert [group[0] for group in groups] == [0, 128, 256, 384]
+
+
+# 0 - 1 - 2 joined by NVLink: what is unknown decides what is known of the sets
+@pytest.mark.parametrize(
+    ("unknown", "groups_known", "cliques_known"),
+    [
+        ([], True, True),
+        # the three are connected anyhow, but a link 0-2 would make them one mesh
+        ([(0, 2)], True, False),
+        # gpu 3 might join the others
+        ([(1, 3)], False, False),
+    ],
+)
+def test_sets_are_known_when_no_unknown_link_can_change_them(
+    unknown: list[tuple[int, int]], groups_known: bool, cliques_known: bool
+) -> None:
+    links = {(0, 1): "NV2", (1, 2): "NV2"} | dict.fromkeys(unknown, "?")
+    matrix = matrix_of(4, links)
+
+    assert groups_are_known(matrix) is groups_known
+    assert cliques_are_known(matrix) is cliques_known
+
+
+def test_an_unknown_link_between_others_does_not_hide_a_known_mesh() -> None:
+    # 0-3 are a mesh; 4 hangs on 0 alone, so that 1-4 cannot be part of a larger one
+    links = {(i, j): "NV2" for i in range(4) for j in range(i)} | {(0, 4): "NV1", (1, 4): "?"}
+
+    assert groups_are_known(matrix_of(5, links))
+    assert cliques_are_known(matrix_of(5, links))

@@ -9,7 +9,7 @@ from parctl.errors import UsageError
 from parctl.topology.discover import read_any
 from parctl.topology.export import EXPORTS, export_text
 from parctl.topology.export.blocks import hostlist
-from parctl.topology.export.labels import label_value
+from parctl.topology.export.labels import HOST, label_value
 from parctl.topology.hostlist import expand_hostlist
 from parctl.topology.model import Topology
 from parctl.topology.synthetic import parse_cluster
@@ -281,3 +281,28 @@ def test_label_values_obey_the_syntax_and_stay_apart() -> None:
     long, other = label_value("x" * 80), label_value("x" * 81)
     assert len(long) == len(other) == 63 and long != other
     assert label_value("a b") != label_value("a/b")
+
+
+def levels_only() -> Topology:
+    """What a file with nothing but Kueue's Topology says of a cluster."""
+    return Topology(
+        name="k", source="k8s k.yaml", tiers=(HOST, "a.io/rack", "a.io/block"), nodes=()
+    )
+
+
+@pytest.mark.parametrize("output", sorted(set(EXPORTS) - {"svg", "html", "kueue"}))
+def test_formats_of_nodes_refuse_a_cluster_without_any(output: str) -> None:
+    with pytest.raises(UsageError, match=f"names no node, and `-o {output}` is about nodes"):
+        export_text(levels_only(), output)
+
+
+def test_kueue_levels_without_nodes_are_written_back() -> None:
+    topology = yaml.safe_load(export_text(levels_only(), "kueue").partition("---")[0])
+
+    keys = [level["nodeLabel"] for level in topology["spec"]["levels"]]
+    assert keys == ["a.io/block", "a.io/rack", HOST]
+
+
+@pytest.mark.parametrize("output", ["svg", "html"])
+def test_a_cluster_without_nodes_has_a_picture(output: str) -> None:
+    assert "0 nodes, 0 devices" in export_text(levels_only(), output)

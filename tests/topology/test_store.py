@@ -91,10 +91,31 @@ def test_the_keys_that_others_read() -> None:
 
 
 def test_groups_name_devices_by_index() -> None:
+    gpus = [{"index": 2, "numa": 0}, {"index": 7, "numa": 1}]
+    node = {"name": "n", "kind": "gpu", "gpus": gpus, "links": ["X NV4", "NV4 X"]}
+    loaded = topology_from_json({"schema": 1, "name": "n", "source": "file", "nodes": [node]})
+
+    node = topology_to_json(loaded)["nodes"][0]
+
+    assert node["numa_groups"] == [[2], [7]]
+    assert node["nvlink_groups"] == [[2, 7]]
+    assert node["nvlink_cliques"] == [{"gpus": [2, 7], "links": 4}]
+
+
+def test_groups_that_an_unknown_fact_might_change_are_null() -> None:
     node = topology_to_json(FULL)["nodes"][0]
 
-    assert node["nvlink_groups"] == [[3], [5]]
-    assert node["numa_groups"] == [[3]]
+    # nobody told how gpu 3 and 5 are joined, nor where gpu 5 sits
+    assert (node["nvlink_groups"], node["nvlink_cliques"]) == (None, None)
+    assert node["numa_groups"] is None
+    assert topology_from_json(topology_to_json(FULL)) == FULL
+
+
+def test_lists_of_groups_are_read_back_like_null() -> None:
+    data = topology_to_json(FULL)
+    data["nodes"][0]["nvlink_groups"] = [[3], [5]]
+
+    assert topology_from_json(data) == FULL
 
 
 def test_domains_list_their_nodes() -> None:
@@ -210,3 +231,16 @@ def test_a_directory_is_no_topology(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match="cannot be read"):
         discover(str(tmp_path / "d.json"))
+
+
+def test_fabric_tiers_without_nodes_are_read_back() -> None:
+    levels = Topology(name="k", source="k8s k.yaml", tiers=("host", "rack"), nodes=())
+
+    assert topology_from_json(topology_to_json(levels)) == levels
+
+
+def test_a_file_that_says_nothing_is_refused() -> None:
+    nothing = Topology(name="k", source="f", tiers=(), nodes=())
+
+    with pytest.raises(UsageError, match="`nodes` is empty"):
+        topology_from_json(topology_to_json(nothing))

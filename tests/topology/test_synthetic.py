@@ -50,9 +50,26 @@ def test_what_a_line_does_not_say_is_listed_as_unknown() -> None:
     assert "NVLink bridges" in parse_cluster("h100-pcie:1x2").unknown[1]
 
 
+def test_a_capital_x_is_an_x() -> None:
+    assert parse_cluster("h100:2X8").nodes == parse_cluster("h100:2x8").nodes
+    assert parse_cluster("GB200:2X18x4").nodes == parse_cluster("gb200:2x18x4").nodes
+
+
+def test_the_hint_is_a_sentence() -> None:
+    with pytest.raises(UsageError) as error:
+        discover("h100")
+
+    assert error.value.hint == (
+        "did you mean `h100:16x8`? Otherwise use `local`, a topology file "
+        "(`parctl topology -o json > FILE`), or e.g. `h100:16x8`"
+    )
+
+
 @pytest.mark.parametrize(
     ("spec", "found", "hint"),
     [
+        ("h100:\uff12x8", "expected PRODUCT:NODESxDEVICES", "h100:16x8"),
+        ("h100:\u0662x8", "expected PRODUCT:NODESxDEVICES", "h100:16x8"),
         ("h10:2x8", "unknown product `h10`", "h100"),
         ("h100:0x8", "`h100:0x8` has a 0", "at least 1"),
         ("h100:2x9", "9 devices per node, but h100 nodes have 8 at most", "h100:NODESx8"),

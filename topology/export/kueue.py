@@ -49,6 +49,8 @@ def export(topology: Topology) -> str:
 
 def levels(topology: Topology) -> list[str]:
     """Label keys from the farthest tier to the host."""
+    if not topology.nodes:  # what Kueue's own Topology says is all there is
+        return [key for key in reversed(topology.tiers) if key != HOST] + [HOST]
     keys = tier_keys(topology)
     near_to_far = list(keys.values())
     domain = domain_key(topology)

@@ -8,6 +8,9 @@
    layout is the permutation that maps mesh coordinates to those ranks.
 4. Every axis is checked on the result and proven (`proofs`).
 
+Where devices stay unused the job is placed a second time, on its own devices alone, so that a plan
+binds to itself (`late_binding`).
+
 It is one pure function of what it is given: the same nodes in any order give the same layout. The
 work is array arithmetic: 100,000 devices take about a second, most of it making their `Slot`s.
 """
@@ -29,10 +32,13 @@ from parctl.topology.placement.pool import Ints, Pool
 from parctl.topology.placement.proofs import AxisFacts, facts_of, seconds_of
 from parctl.topology.placement.refusal import refuse
 from parctl.topology.placement.request import LayoutRequest, check_nodes, check_request
+from parctl.topology.placement.restrict import Device, as_asked_of, only_devices
 from parctl.topology.placement.search import Choice, best_choice
 from parctl.topology.placement.traffic import nominal_traffic
 
 __all__ = ["LayoutRequest", "largest_tp", "lay_out"]
+
+ROUNDING = 1e-9
 
 
 def lay_out(request: LayoutRequest, topology: Topology) -> Layout:
@@ -48,7 +54,7 @@ def lay_out(request: LayoutRequest, topology: Topology) -> Layout:
     found = _cheapest(request, pools, traffic, experts)
     if found is None:
         raise refuse(topology, request, pools, places=lambda other: _places(other, topology))
-    pool, choice, facts = found
+    pool, choice, facts = _on_its_own(found, request, topology, traffic, experts)
     proofs = tuple(proof_of(fact, pool, request, choice) for fact in facts)
     ranks, slots = _number(pool, choice.devices, linear=request.linear)
     return Layout(
@@ -86,6 +92,54 @@ def _cheapest(
         if best is not None:
             return best
     return None
+
+
+def _on_its_own(
+    found: Found,
+    request: LayoutRequest,
+    topology: Topology,
+    traffic: Mapping[str, float],
+    experts: Mapping[str, int] | None,
+) -> Found:
+    """Place the job again on the devices that it takes, as if there were no others.
+
+    Among equals the choice may lean on devices that stay unused. Late binding does not see those,
+    and a plan whose nodes come up must bind to itself.
+    """
+    pool, choice, facts = found
+    if choice.devices.size == pool.num_devices(with_stragglers=True):
+        return found
+    used = _names_of(pool, choice.devices)
+    asked = as_asked_of(request, used)
+    pools = list(candidate_pools(asked, only_devices(topology, used)))
+    again = _cheapest(asked, pools, traffic, experts)
+    if again is None:
+        return found
+    number = {node.name: i for i, node in enumerate(pool.nodes)}
+    numbers = np.array([number[node.name] for node in again[0].nodes], dtype=np.int64)
+    nodes = again[0].node_of(again[1].devices)
+    positions = again[1].devices - again[0].first_device[nodes]
+    devices = pool.first_device[numbers[nodes]] + positions
+    closed_up = facts_of(pool, request, devices, experts)
+    if seconds_of(closed_up, traffic) > seconds_of(facts, traffic) * (1 + ROUNDING):
+        return found
+    return pool, replace(again[1], devices=devices), closed_up
+
+
+def _names_of(pool: Pool, devices: Ints) -> set[Device]:
+    """Node and device index of device numbers."""
+    flat = devices.reshape(-1)
+    nodes = pool.node_of(flat)
+    positions = flat - pool.first_device[nodes]
+    names = [node.name for node in pool.nodes]
+    index = [[device.index for device in kind.hardware.devices] for kind in pool.kinds]
+    kinds = pool.kind_of[nodes]
+    return {
+        (names[node], index[kind][position])
+        for node, kind, position in zip(
+            nodes.tolist(), kinds.tolist(), positions.tolist(), strict=True
+        )
+    }
 
 
 def _places(request: LayoutRequest, topology: Topology) -> bool:

@@ -8,21 +8,23 @@ devices::
     plan     rank 8 on node-1 gpu 0        slots of the plan    -> ranks by mesh coordinate
     reality  rank 8 on node-7 gpu 0        slots that came up   -> ranks by mesh coordinate
 
-Every rank computes it from the same slots, given in any order, and gets the same answer. A layout
+Every rank computes it from the same slots, given in any order, and gets the same answer (`bind`).
+Who starts the ranks itself and is given nodes first (Ray, Kubernetes) may still number them:
+`rebind` places the job on those nodes, on the planned ones among them if they suffice. A layout
 that would break the hard rule is refused, with the reason, before the first collective.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from parctl.errors import CannotPlaceError, UsageError
 from parctl.topology.layout import Layout, Proof, Slot
-from parctl.topology.model import Hardware, LinkClass, Topology
+from parctl.topology.model import LinkClass, Topology
+from parctl.topology.names import few
 from parctl.topology.placement import LayoutRequest, lay_out
+from parctl.topology.placement.restrict import Device, as_asked_of, only_devices
 
 SCOPES = ("device", "node", "domain", "cluster")
-
-Device = tuple[str, int]  # node and device index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +70,7 @@ def bind(
     """
     came_up = _checked(slots, request, topology)
     used = {(slot.node, slot.gpu) for slot in came_up}
-    # the nodes are no longer a choice
-    free = replace(request, exclude=(), require=(), spares=0)
-    fresh = lay_out(free, _only(topology, used))
+    fresh = lay_out(as_asked_of(request, used), only_devices(topology, used))
     rank_of = {(slot.node, slot.gpu): slot.rank for slot in came_up}
     ranks = tuple(rank_of[fresh.slots[rank].node, fresh.slots[rank].gpu] for rank in fresh.ranks)
     if request.linear and ranks != tuple(range(len(ranks))):
@@ -81,6 +81,41 @@ def bind(
         )
     layout = replace(fresh, ranks=ranks, slots=came_up)
     return Binding(layout=layout, difference=compare(planned, layout))
+
+
+def rebind(
+    request: LayoutRequest,
+    planned: Layout,
+    there: Mapping[str, Collection[int] | None],
+    topology: Topology,
+) -> Binding:
+    """Place `request` anew on the nodes that are there, and number its ranks.
+
+    `there`: device indexes that may be used, by node; None: all of them. `topology` describes at
+    least these nodes. Raises CannotPlaceError with a sentence on what is missing and the smallest
+    change, UsageError for a node or device that the topology does not have.
+    """
+    known = {n.name: [d.index for d in n.hardware.devices] for n in topology.nodes}
+    given: set[Device] = set()
+    for name, indexes in sorted(there.items()):
+        for index in known.get(name, [0]) if indexes is None else indexes:
+            _check_known(known, name, index, "the job may use")
+            given.add((name, index))
+    nodes = {slot.node for slot in planned.slots}
+    on_planned = {device for device in given if device[0] in nodes}
+    tried = [on_planned, given] if nodes <= set(there) and on_planned != given else [given]
+    for devices in tried:
+        try:
+            layout = lay_out(as_asked_of(request, devices), only_devices(topology, devices))
+        except CannotPlaceError as error:
+            refusal = error
+        else:
+            return Binding(layout=layout, difference=compare(planned, layout))
+    missing = [node for node in dict.fromkeys(s.node for s in planned.slots) if node not in there]
+    if not missing:
+        raise refusal
+    lack = f"{len(missing)} of {len(nodes)} planned nodes are not there ({few(missing)})"
+    raise CannotPlaceError(f"{lack}: {refusal.message}", hint=refusal.hint) from refusal
 
 
 def compare(planned: Layout, real: Layout) -> Difference:
@@ -108,48 +143,22 @@ def _checked(slots: Iterable[Slot], request: LayoutRequest, topology: Topology) 
             f"{request.arithmetic}, but {len(came_up):,} ranks came up",
             hint="plan again for what is there, or wait for the missing nodes",
         )
-    known = {
-        (node.name, device.index) for node in topology.nodes for device in node.hardware.devices
-    }
+    known = {n.name: [d.index for d in n.hardware.devices] for n in topology.nodes}
     taken: set[Device] = set()
     for slot in came_up:
-        if (slot.node, slot.gpu) not in known:
-            raise UsageError(
-                f"rank {slot.rank} runs on {slot.node} gpu {slot.gpu}, which "
-                f"`{topology.name}` does not have",
-                hint="discover the nodes that came up, and bind to that",
-            )
+        _check_known(known, slot.node, slot.gpu, f"rank {slot.rank} runs on")
         if (slot.node, slot.gpu) in taken:
             raise UsageError(f"two ranks run on {slot.node} gpu {slot.gpu}")
         taken.add((slot.node, slot.gpu))
     return came_up
 
 
-def _only(topology: Topology, used: set[Device]) -> Topology:
-    """The same cluster, where devices without a rank cannot be used."""
-    by_node: dict[str, set[int]] = {}
-    for name, gpu in used:
-        by_node.setdefault(name, set()).add(gpu)
-    nodes = [
-        replace(node, hardware=_without(node.hardware, by_node[node.name]))
-        for node in topology.nodes
-        if node.name in by_node
-    ]
-    return replace(topology, nodes=tuple(nodes))
-
-
-def _without(hardware: Hardware, kept: set[int]) -> Hardware:
-    if all(device.index in kept for device in hardware.devices):
-        return hardware
-    return replace(
-        hardware,
-        devices=tuple(
-            device
-            if device.index in kept
-            else replace(device, faults=(*device.faults, "no rank runs on it"))
-            for device in hardware.devices
-        ),
-    )
+def _check_known(known: Mapping[str, list[int]], node: str, gpu: int, what: str) -> None:
+    if gpu not in known.get(node, ()):
+        raise UsageError(
+            f"{what} {node} gpu {gpu}, which the topology of the nodes does not have",
+            hint="discover the nodes that came up, and bind to that",
+        )
 
 
 def _devices(layout: Layout) -> list[Device]:

@@ -5,25 +5,29 @@ from collections.abc import Iterable
 
 from parctl.topology.model import Node
 
-_DIGITS = re.compile(r"(\d+)")
+_DIGITS = re.compile(r"([0-9]+)")
+
+NaturalKey = tuple[tuple[tuple[int, int, str], ...], str]
 
 
-def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key by which `node-2` comes before `node-10`.
+def natural_key(name: str) -> NaturalKey:
+    """Sort key by which `node-2` comes before `node-10`, equal for equal names only.
 
-    >>> sorted(["node-10", "node-2"], key=natural_key)
-    ['node-2', 'node-10']
+    Numbers count as numbers, whether they are padded or not; `n1` and `n01` differ by plain text.
+
+    >>> sorted(["tux10", "tux08", "tux6"], key=natural_key)
+    ['tux6', 'tux08', 'tux10']
     """
-    return tuple(_part_key(part) for part in _DIGITS.split(name) if part)
+    return tuple(_part_key(part) for part in _DIGITS.split(name) if part), name
 
 
 def in_natural_order(nodes: Iterable[Node]) -> tuple[Node, ...]:
-    """Sort nodes by name, numbers as numbers; equal numbers (`n1`, `n01`) by plain text."""
-    return tuple(sorted(nodes, key=lambda node: (natural_key(node.name), node.name)))
+    """Sort nodes by name."""
+    return tuple(sorted(nodes, key=lambda node: natural_key(node.name)))
 
 
 def _part_key(part: str) -> tuple[int, int, str]:
-    if not part.isdecimal():
+    if not _DIGITS.fullmatch(part):
         return 1, 0, part
     # digits compare by length, then as text: no number is too long
     digits = part.lstrip("0")

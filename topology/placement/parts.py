@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from parctl.topology.placement.request import CP, EP, FSDP, PP, TP, LayoutRequest
+from parctl.topology.placement.request import CP, EP, FSDP, OPERATOR, PP, TP, LayoutRequest
 
 TP_MESH = "tp in a mesh"
 FSDP_NODE = "fsdp in a node"
@@ -90,7 +90,7 @@ def carve(request: LayoutRequest, mesh: int, fill: Fill | None) -> tuple[Part, .
 
 def replicates(axis: str) -> bool:
     """Whether fsdp goes before this axis in a node: `dp`, `pp`, and axes that we do not know."""
-    return axis not in (TP, CP, FSDP)
+    return axis not in (TP, OPERATOR, CP, FSDP)
 
 
 def _ep_shares(

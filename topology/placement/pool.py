@@ -7,7 +7,7 @@ nodes, domains, fabric blocks, or the whole cluster. Where NICs differ there is 
 network container per faster rate, in which slower nodes stand alone.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -98,7 +98,7 @@ def make_pool(
     spares: int = 0,
 ) -> Pool:
     """Arrange nodes, given in natural order. `insides` is keyed by the id of the hardware."""
-    kept = _spare_nodes(nodes, insides, required, spares)
+    kept = spare_nodes(nodes, insides, required, spares)
     kept_names = {node.name for node in kept}
     nodes = [node for node in nodes if node.name not in kept_names]
     of_node = [insides[id(node.hardware)] for node in nodes]
@@ -143,8 +143,8 @@ def make_pool(
     )
 
 
-def _spare_nodes(
-    nodes: Sequence[Node], insides: dict[int, Inside], required: Collection[str], count: int
+def spare_nodes(
+    nodes: Sequence[Node], insides: Mapping[int, Inside], required: Collection[str], count: int
 ) -> list[Node]:
     """The last nodes, of those with most usable devices: each can stand in for any other node."""
     free = [node for node in nodes if node.name not in set(required)]

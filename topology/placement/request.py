@@ -1,6 +1,6 @@
 """What a layout is asked for: the sizes of the axes and what the recipe permits."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from math import prod
@@ -10,6 +10,7 @@ from parctl.topology.model import Topology
 
 TP = "tp"
 CP = "cp"
+OPERATOR = "operator"
 EP = "ep"
 PP = "pp"
 FSDP = "fsdp"
@@ -70,8 +71,13 @@ def check_request(request: LayoutRequest) -> None:
 
 def check_nodes(request: LayoutRequest, topology: Topology) -> None:
     """Raise UsageError for excluded or required nodes that the cluster does not have."""
+    check_names(topology, exclude=request.exclude, require=request.require)
+
+
+def check_names(topology: Topology, *, exclude: Sequence[str], require: Sequence[str]) -> None:
+    """Raise UsageError for names that the cluster does not have, or that are in both lists."""
     known = {node.name for node in topology.nodes}
-    for what, names in (("exclude", request.exclude), ("require", request.require)):
+    for what, names in (("exclude", exclude), ("require", require)):
         for name in names:
             if name not in known:
                 nearest = get_close_matches(name, sorted(known), n=1)
@@ -79,6 +85,6 @@ def check_nodes(request: LayoutRequest, topology: Topology) -> None:
                     f"{what} names node `{name}`, which `{topology.name}` does not have",
                     hint=f"did you mean `{nearest[0]}`?" if nearest else None,
                 )
-    both = sorted(set(request.exclude) & set(request.require))
+    both = sorted(set(exclude) & set(require))
     if both:
         raise UsageError(f"node `{both[0]}` is both excluded and required")

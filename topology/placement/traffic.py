@@ -7,6 +7,7 @@ values (7 x 10^9 parameters in bf16), 8192 tokens per micro-batch and 8 micro-ba
     tp    8 layers m T h e (n-1)/n          all-reduce twice forward, twice backward
     ep    4 layers m T h e top_k (n-1)/n    dispatch and combine, forward and backward
     cp    6 layers m T kv e (n-1)           ring of keys and values, gradients back
+    operator  4 layers m T h e (n-1)/n      all-reduce once forward, once backward
     fsdp  3 m P e (n-1)/n                   gather twice, scatter once per micro-batch
     dp    4 P e (n-1)/n                     all-reduce of fp32 gradients once per step
     pp    2 m T h e                         activations forward, gradients backward
@@ -37,6 +38,7 @@ def nominal_traffic(axes: Mapping[str, int], ep: int = 1) -> dict[str, float]:
     volumes = {
         "tp": 8 * layers * activations,
         "cp": 6 * layers * MICRO_BATCHES * TOKENS * KEYS_AND_VALUES / tp * BYTES,
+        "operator": 4 * layers * activations,
         "fsdp": 3 * MICRO_BATCHES * parameters,
         "dp": 4 * parameters / axes.get("fsdp", 1),
         "pp": 2 * activations,

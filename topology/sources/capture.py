@@ -19,6 +19,7 @@ from parctl.topology.products import find_product
 
 MAX_DEVICES = 1024  # of one node; a text that names more is no capture
 UNKNOWN = "?"
+FEW = 3  # complaints of one kind that are told one by one
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]{0,32}[@-~]|\x1b\][^\x07\n]{0,200}\x07|[\x00\x07\x08\ufeff]")
 _BREAK = re.compile(r"<br\s*/?>|\r\n?", re.IGNORECASE)
@@ -64,6 +65,18 @@ def mirror(matrix: Matrix) -> list[tuple[int, int]]:
             else:
                 disagreeing.append((j, i))
     return disagreeing
+
+
+def differing_ends(
+    labels: Sequence[str], matrix: Matrix, pairs: Sequence[tuple[int, int]]
+) -> list[str]:
+    """Say which links their two ends see differently; many are counted."""
+    texts = [
+        f"{labels[i]} and {labels[j]} disagree about their link: {matrix[i][j]} and {matrix[j][i]}"
+        for i, j in pairs
+    ]
+    more = f"{len(texts) - 1} more pairs do not agree about their links either"
+    return texts if len(texts) <= FEW else [texts[0], more]
 
 
 def missing_facts(hardware: Hardware, *, of: str = "") -> Iterator[str]:

@@ -93,7 +93,7 @@ def fabric_topology(
             tiers=paths[node] + ("?",) * (len(names) - len(paths[node])),
             sources=_sources(tree, node, source, domain_source or source),
         )
-        for node in sorted(paths, key=lambda node: (natural_key(node), node))
+        for node in sorted(paths, key=natural_key)
     )
     notes = list(warnings)
     if tree.twice:

@@ -25,6 +25,7 @@ from parctl.topology.sources.capture import (
     UNKNOWN,
     Matrix,
     device_list,
+    differing_ends,
     mirror,
     missing_facts,
     node_name_of,
@@ -104,10 +105,11 @@ def _hardware(host: Host, of: str, warnings: list[str], unknown: list[str]) -> H
         for j, b in enumerate(gpus):
             if i != j and has_links:
                 matrix[i][j] = _code(a, b)
-    for i, j in mirror(matrix):
-        warnings.append(
-            f"{of}gpu {i} and gpu {j} disagree about their link: {matrix[i][j]} and {matrix[j][i]}"
-        )
+    for i, gpu in enumerate(gpus):
+        if _ends_at_itself(gpu):
+            warnings.append(f"{of}gpu {i}: its links end at its own address, which tells no peer")
+    labels = [f"{of}gpu {i}" for i in range(len(gpus))]
+    warnings += differing_ends(labels, matrix, mirror(matrix))
     hardware = Hardware(
         kind="gpu",
         devices=tuple(_device(i, pci) for i, pci in enumerate(gpus)),
@@ -217,10 +219,15 @@ def _code(a: Pci, b: Pci) -> str:
     if direct:
         tag = next(tag for tag, target, _, _ in a.links if target == b.address)
         return "XGMI" if tag == "xgmi" else f"NV{direct}"
-    if not b.closed:
+    if not b.closed or _ends_at_itself(a) or _ends_at_itself(b):
         return UNKNOWN
     switched = min(_to_switches(a), _to_switches(b))
     return f"NV{switched}" if switched else _pcie_code(a, b)
+
+
+def _ends_at_itself(pci: Pci) -> bool:
+    """Whether a link claims its own GPU as its far end, as files of some virtual machines do."""
+    return any(target == pci.address for _, target, _, _ in pci.links)
 
 
 def _to_switches(pci: Pci) -> int:

@@ -22,6 +22,7 @@ from parctl.topology.sources.capture import (
     MAX_DEVICES,
     UNKNOWN,
     Matrix,
+    differing_ends,
     mirror,
     missing_facts,
     one_node,
@@ -76,10 +77,7 @@ def read_text(text: str, name: str) -> Topology:
         for j, b in enumerate(labels):
             if i != j:
                 matrix[i][j] = _code(tables, a, b, numa[i], numa[j])
-    warnings = [
-        f"{labels[i]} and {labels[j]} disagree about their link: {matrix[i][j]} and {matrix[j][i]}"
-        for i, j in mirror(matrix)
-    ]
+    warnings = differing_ends(labels, matrix, mirror(matrix))
     hardware = _hardware(labels, by_label, numa, matrix, source)
     unknown = [
         *cut,

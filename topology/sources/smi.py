@@ -14,7 +14,8 @@ link, so rows that were cut are completed from the others, and what no row tells
 between GPUs; neither does `topo -p2p`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from parctl.errors import UsageError
@@ -25,6 +26,7 @@ from parctl.topology.sources.capture import (
     UNKNOWN,
     Matrix,
     device_list,
+    differing_ends,
     merge_devices,
     mirror,
     missing_facts,
@@ -38,9 +40,18 @@ from parctl.topology.sources.smi_affinity import (
     like_others,
     numa_by_cpus,
     read_affinity,
+    tell_places_apart,
 )
 from parctl.topology.sources.smi_columns import read_columns
-from parctl.topology.sources.smi_list import list_gpus, listed_facts, listed_warnings
+from parctl.topology.sources.smi_list import (
+    Listed,
+    list_gpus,
+    listed_facts,
+    listed_links,
+    listed_source,
+    listed_warnings,
+)
+from parctl.topology.sources.smi_peers import fill_unknown, own_addresses
 from parctl.topology.sources.smi_table import (
     CPU,
     NUMA,
@@ -88,12 +99,17 @@ def read_text(text: str, name: str) -> Topology:
     unknown: list[str] = []
     for reading in readings:
         hardware = reading.hardware
-        if listed and len(chosen) == 1:
+        if len(chosen) == 1:
+            own = own_addresses(lines)
+            facts = {index: {"pci": address} for index, address in own.items()}
+            hardware = merge_devices(hardware, facts, "nvidia-smi")
             facts = {index: listed_facts(gpu) for index, gpu in listed.items()}
             hardware = merge_devices(hardware, facts, "nvidia-smi -L")
+            hardware = _with_listed_links(hardware, listed, own)
             warnings += listed_warnings(list(listed.values()))
         of = f"{reading.table.host}: " if len(chosen) > 1 else ""
-        unknown += [of + text for text in reading.unknown()]
+        dark = any(UNKNOWN in row for row in hardware.matrix)
+        unknown += [of + text for text in reading.unknown() if dark or not _is_of_links(text)]
         unknown += missing_facts(hardware, of=of)
         warnings += [of + text for text in reading.warnings]
         node_name = reading.table.host
@@ -111,6 +127,26 @@ def read_text(text: str, name: str) -> Topology:
         warnings=tuple(dict.fromkeys(warnings)),
         unknown=tuple(unknown),
     )
+
+
+def _with_listed_links(
+    hardware: Hardware, listed: Mapping[int, Listed], own: Mapping[int, str]
+) -> Hardware:
+    """Fill links that the table does not show from where the NVLinks end, if the text says it."""
+    matrix = [list(row) for row in hardware.matrix]
+    gpus = [listed.get(device.index) for device in hardware.devices]
+    if any(gpu is None for gpu in gpus):
+        return hardware
+    links = listed_links([gpu for gpu in gpus if gpu is not None], own)
+    if not fill_unknown(matrix, links):
+        return hardware
+    source = f"{SOURCE}, {listed_source(list(listed.values()))}"
+    sources = {**hardware.sources, "matrix": source}
+    return replace(hardware, matrix=tuple(map(tuple, matrix)), sources=sources)
+
+
+def _is_of_links(sentence: str) -> bool:
+    return sentence in WHY_UNKNOWN.values()
 
 
 class _Reading:
@@ -177,11 +213,7 @@ class _Reading:
         strangers = [label for label in self.table.rows if label not in self.labels]
         if strangers:
             self.warnings.append(f"rows of {few(strangers)}: no such column, not read")
-        for i, j in mirror(matrix):
-            a, b = self.labels[i], self.labels[j]
-            self.warnings.append(
-                f"{a} and {b} disagree about their link: {matrix[i][j]} and {matrix[j][i]}"
-            )
+        self.warnings += differing_ends(self.labels, matrix, mirror(matrix))
         nic_matrix = [row[num_gpus:] for row in matrix[:num_gpus]]
         between = [row[:num_gpus] for row in matrix[:num_gpus]]
         if self.table.kind != "matrix":
@@ -215,14 +247,17 @@ class _Reading:
         rows = [self.table.rows.get(label) for label in self.gpus]
         columns = None if self.table.header is None else self.table.affinities
         found = [
-            NOTHING if row is None else read_affinity(row, columns, cut=row in self.cut)
+            # a word that is no code, and so no cell, must not be taken for an affinity
+            read_affinity(row, columns, cut=row in self.cut)
+            if row is not None and len(row.cells) >= len(self.labels)
+            else NOTHING
             for row in rows
         ]
         if columns == (CPU,) and rows[-1] is not None and rows[-1].at_end:
             found[-1] = like_others(found[-1], found[:-1])
         self.numa = [affinity.numa_node for affinity in found]
         blind = [i for i, affinity in enumerate(found) if affinity.is_blind]
-        if blind:
+        if blind and not tell_places_apart([affinity.numa for affinity in found]):
             self.warnings.append(
                 f"NUMA affinity of {device_list([gpu_number(self.gpus[i]) for i in blind])} is a "
                 f"range ({found[blind[0]].numa}), seen from a container or cgroup; "

@@ -84,6 +84,14 @@ def like_others(last: Affinity, others: Sequence[Affinity]) -> Affinity:
     return last if len(set(_cpus(last.cpus))) in sizes else NOTHING
 
 
+def tell_places_apart(lists: Sequence[str | None]) -> bool:
+    """Whether NUMA lists differ and share no node: `0,2-17` and `1,18-33` on a Grace machine, whose
+    GPUs have memory nodes of their own."""
+    distinct = {text for text in lists if text is not None}
+    nodes = [set(_cpus(text)) for text in distinct]
+    return len(nodes) > 1 and sum(map(len, nodes)) == len(set().union(*nodes))
+
+
 def numa_by_cpus(affinities: Sequence[Affinity]) -> list[int] | None:
     """Number the groups of devices with equal CPU affinity, lowest CPU first.
 

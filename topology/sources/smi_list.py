@@ -1,13 +1,13 @@
-"""`nvidia-smi -L` and `nvidia-smi nvlink -s`: which GPUs there are, and which of their links run.
+"""`nvidia-smi -L` and `nvidia-smi nvlink`: which GPUs there are, and which of their links run.
 
-Both print one `GPU 0: NAME (UUID: ...)` per GPU. The first adds its MIG slices, the second a line
-per NVLink. Neither says how GPUs are joined: links stay unknown, and an `<inactive>` link alone is
-no fault (a bridged H100 PCIe card uses 12 of 18). A GPU that has none up, or fewer than its
-neighbours, is worth a warning.
+All print one `GPU 0: NAME (UUID: ...)` per GPU. The first adds its MIG slices, `nvlink -s` a line
+per NVLink, `nvlink -R` and `-p` where each ends (`parctl.topology.sources.smi_peers`). Without
+those links stay unknown. An `<inactive>` link alone is no fault (a bridged H100 PCIe card uses 12
+of 18). A GPU that has none up, or fewer than its neighbours, is worth a warning.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,14 +15,16 @@ from parctl.errors import UsageError
 from parctl.topology.model import Device, Hardware, Topology
 from parctl.topology.sources.capture import (
     MAX_DEVICES,
+    UNKNOWN,
+    Matrix,
     device_list,
     missing_facts,
     one_node,
     plain_lines,
     product_of,
     too_many,
-    unknown_matrix,
 )
+from parctl.topology.sources.smi_peers import NO_PATH, own_addresses, peer_matrix, peer_of
 
 _GPU = re.compile(
     r"(?<!\S)GPU (\d{1,4}(?:,\d{1,4}){0,63}): (\S[^()\n]{0,80}?)\s*"
@@ -42,6 +44,14 @@ class Listed:
     uuid: str | None
     slices: list[str] = field(default_factory=list)  # MIG profiles
     links: dict[int, float] = field(default_factory=dict)  # GB/s by link; 0: inactive
+    # far end by link (None: hidden), by the command that printed it
+    peers: dict[str, dict[int, str | None]] = field(default_factory=dict)
+
+    @property
+    def ends(self) -> list[str | None]:
+        """Far ends of the links that are up. The two commands number links differently."""
+        found = self.peers.get("nvlink -R") or self.peers.get("nvlink -p") or {}
+        return list(found.values())
 
 
 def looks_like(text: str) -> bool:
@@ -51,15 +61,18 @@ def looks_like(text: str) -> bool:
 
 def read_text(text: str, name: str) -> Topology:
     """Read the GPUs of one machine. Raises UsageError when none is listed."""
-    listed = list_gpus(plain_lines(text), name)
+    lines = plain_lines(text)
+    listed = list_gpus(lines, name)
     if not listed:
         raise UsageError(
             f"{name}:1: no line such as `GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-...)`",
-            hint="save the output of `nvidia-smi -L` or `nvidia-smi nvlink -s`",
+            hint="save the output of `nvidia-smi -L` or `nvidia-smi nvlink -R`",
         )
     gpus = [listed[index] for index in sorted(listed)]
-    has_links = any(gpu.links for gpu in gpus)
-    source = "nvidia-smi nvlink -s" if has_links else "nvidia-smi -L"
+    source = listed_source(gpus)
+    addresses = own_addresses(lines)
+    matrix = listed_links(gpus, addresses)
+    told = any(code not in ("X", UNKNOWN) for row in matrix for code in row)
     hardware = Hardware(
         kind="gpu",
         devices=tuple(
@@ -67,23 +80,26 @@ def read_text(text: str, name: str) -> Topology:
                 index=gpu.index,
                 memory_bytes=None,
                 numa=None,
-                pci=None,
-                sources=dict.fromkeys(listed_facts(gpu), source),
-                **{"uuid": None, **listed_facts(gpu)},
+                sources=dict.fromkeys(listed_facts(gpu), source)
+                | ({"pci": "nvidia-smi"} if gpu.index in addresses else {}),
+                **{"uuid": None, "pci": addresses.get(gpu.index), **listed_facts(gpu)},
             )
             for gpu in gpus
         ),
-        matrix=tuple(map(tuple, unknown_matrix(len(gpus)))),
+        matrix=tuple(map(tuple, matrix)),
         nics=(),
         nic_matrix=(),
         num_cpus=None,
         memory_bytes=None,
+        sources={"matrix": source} if told else {},
     )
     unknown = [
         *missing_facts(hardware),
         f"NICs: `{source}` does not list them",
         *_lost_uuids(gpus),
     ]
+    if any(NO_PATH in row for row in matrix):
+        unknown.append(f"PCIe paths: where NVLink joins no pair, the farthest ({NO_PATH}) is taken")
     return one_node(
         hardware, name, source=source, warnings=list(listed_warnings(gpus)), unknown=unknown
     )
@@ -114,7 +130,23 @@ def list_gpus(lines: Sequence[str], name: str) -> dict[int, Listed]:
                 current.slices.append(match[1])
         elif match := _LINK.search(line):
             current.links[int(match[1])] = _speed(match[2])
+        elif peer := peer_of(line):
+            command, link, address = peer
+            current.peers.setdefault(command, {})[link] = address
     return gpus
+
+
+def listed_links(gpus: Sequence[Listed], addresses: Mapping[int, str]) -> Matrix:
+    """Links between the GPUs, in this order, as far as the ends of their NVLinks tell them."""
+    ends = {gpu.index: gpu.ends for gpu in gpus}
+    return peer_matrix([gpu.index for gpu in gpus], ends, addresses)
+
+
+def listed_source(gpus: Sequence[Listed]) -> str:
+    """The command that printed the most telling part."""
+    if commands := {command for gpu in gpus for command in gpu.peers}:
+        return f"nvidia-smi {min(commands)}"
+    return "nvidia-smi nvlink -s" if any(gpu.links for gpu in gpus) else "nvidia-smi -L"
 
 
 def listed_facts(gpu: Listed) -> dict[str, Any]:

@@ -202,7 +202,7 @@ def _set_header(table: Table, text: str, name: str, line: int) -> None:
 def _affinity_columns(text: str) -> Iterator[str]:
     if "CPU" in text:
         yield CPU
-    if re.search(r"(?<!GPU)\s*\bNUMA\s*A", re.sub(r"GPU\s+NUMA", "", text)):
+    if re.search(r"\bNUMA\b", re.sub(r"GPU\s+NUMA", "", text)):
         yield NUMA
     if re.search(r"GPU\s+NUMA", text):
         yield GPU_NUMA

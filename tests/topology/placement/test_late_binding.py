@@ -9,7 +9,7 @@ from parctl.errors import CannotPlaceError, UsageError
 from parctl.topology.layout import Layout, Slot
 from parctl.topology.model import Topology
 from parctl.topology.placement import LayoutRequest, lay_out
-from parctl.topology.placement.late_binding import bind
+from parctl.topology.placement.late_binding import bind, rebind
 from parctl.topology.synthetic import parse_cluster
 
 REQUEST = LayoutRequest(axes={"pp": 2, "fsdp": 2, "tp": 8})
@@ -146,7 +146,10 @@ def test_a_script_whose_nodes_came_up_in_another_order_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"node": "elsewhere"}, "runs on elsewhere gpu 3, which `h100:4x8` does not have"),
+        (
+            {"node": "elsewhere"},
+            "runs on elsewhere gpu 3, which the topology of the nodes does not have",
+        ),
         ({"gpu": 0}, "two ranks run on node-0 gpu 0"),
         ({"rank": 4}, "must come up once each"),
     ],
@@ -161,3 +164,88 @@ def test_slots_that_contradict_themselves_are_usage_errors(
 
     with pytest.raises(UsageError, match=message):
         bind(REQUEST, planned, slots, topology)
+
+
+def there(names: list[str]) -> dict[str, None]:
+    return dict.fromkeys(names)
+
+
+def test_the_planned_nodes_are_kept_though_others_are_there_too() -> None:
+    topology = parse_cluster("h100:8x8")
+    request = replace(REQUEST, require=("node-5",))
+    planned = lay_out(request, topology)
+    every = [node.name for node in topology.nodes]
+
+    binding = rebind(request, planned, there(every), topology)
+
+    assert not binding.difference
+    assert binding.layout.slots == planned.slots
+
+
+def test_nodes_that_are_there_take_the_place_of_missing_ones() -> None:
+    topology = parse_cluster("h100:6x8")
+    planned = lay_out(REQUEST, topology)
+
+    binding = rebind(REQUEST, planned, there(["node-5", "node-0", "node-4", "node-2"]), topology)
+
+    assert list(dict.fromkeys(slot.node for slot in binding.layout.slots)) == [
+        "node-0", "node-2", "node-4", "node-5",
+    ]  # fmt: skip
+    assert binding.difference.missing_nodes == ("node-1", "node-3")
+    assert binding.difference.new_nodes == ("node-4", "node-5")
+
+
+def test_a_script_is_numbered_anew_where_it_may_be() -> None:
+    topology = in_blocks(parse_cluster("h100:6x8"), 2)
+    request = LayoutRequest(axes={"pp": 2, "fsdp": 2, "tp": 8}, linear=True)
+    planned = lay_out(request, topology)
+
+    layout = rebind(request, planned, there(["node-5", "node-4", "node-1", "node-0"]), topology)
+
+    assert layout.layout.ranks == tuple(range(32))
+
+
+def test_only_the_given_devices_are_used() -> None:
+    topology = parse_cluster("h100:2x8")
+    request = LayoutRequest(axes={"dp": 2, "tp": 4})
+    planned = lay_out(request, topology)
+
+    layout = rebind(request, planned, {"node-0": [0, 1, 2, 3], "node-1": [4, 5, 6, 7]}, topology)
+
+    assert [(slot.node, slot.gpu) for slot in layout.layout.slots] == [
+        *(("node-0", gpu) for gpu in (0, 1, 2, 3)),
+        *(("node-1", gpu) for gpu in (4, 5, 6, 7)),
+    ]
+
+
+def test_too_few_nodes_are_refused_in_one_sentence() -> None:
+    topology = parse_cluster("h100:4x8")
+    planned = lay_out(REQUEST, topology)
+
+    with pytest.raises(CannotPlaceError) as error:
+        rebind(REQUEST, planned, there(["node-0", "node-2"]), topology)
+
+    assert error.value.message == (
+        "2 of 4 planned nodes are not there (node-1, node-3): pp(2) x fsdp(2) x tp(8) = 32, "
+        "cluster has 16 GPUs"
+    )
+    assert error.value.hint is not None and "the largest that fits" in error.value.hint
+
+
+def test_no_node_at_all_is_refused_too() -> None:
+    topology = parse_cluster("h100:4x8")
+    planned = lay_out(REQUEST, topology)
+
+    with pytest.raises(CannotPlaceError, match="4 of 4 planned nodes are not there"):
+        rebind(REQUEST, planned, {}, topology)
+
+
+@pytest.mark.parametrize("nodes", [{"elsewhere": None}, {"node-0": [8]}])
+def test_a_node_or_device_that_nobody_described_is_a_usage_error(
+    nodes: dict[str, list[int] | None],
+) -> None:
+    topology = parse_cluster("h100:4x8")
+    planned = lay_out(REQUEST, topology)
+
+    with pytest.raises(UsageError, match="which the topology of the nodes does not have"):
+        rebind(REQUEST, planned, nodes, topology)

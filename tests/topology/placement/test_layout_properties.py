@@ -14,7 +14,7 @@ from parctl.topology.layout import Layout
 from parctl.topology.links import link_class
 from parctl.topology.model import Hardware, LinkClass, Node, Topology
 from parctl.topology.placement import LayoutRequest, lay_out
-from parctl.topology.placement.late_binding import bind
+from parctl.topology.placement.late_binding import Binding, bind, rebind
 from parctl.topology.products import product_named
 from parctl.topology.synthetic import node_hardware
 
@@ -177,6 +177,55 @@ def test_a_plan_whose_nodes_come_up_is_bound_as_planned(
     binding = bind(request, planned, planned.slots, topology)
     assert not binding.difference, binding.difference.sentences
     assert binding.layout.ranks == planned.ranks
+
+
+def bound(request: LayoutRequest, planned: Layout, there: Any, topology: Topology) -> Binding | str:
+    """What rebinding gives: a binding, or the sentence that refuses it."""
+    try:
+        return rebind(request, planned, there, topology)
+    except CannotPlaceError as error:
+        return f"{error.message}; {error.hint}"
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    topology=topologies(),
+    request=requests(),
+    shuffle=st.randoms(use_true_random=False),
+    lost=st.sets(st.integers(0, 11), max_size=3),
+)
+def test_binding_to_the_nodes_that_are_there_does_not_depend_on_any_order(
+    topology: Topology, request: LayoutRequest, shuffle: Any, lost: set[int]
+) -> None:
+    try:
+        planned = lay_out(request, topology)
+    except CannotPlaceError:
+        return
+    there = {node.name: None for i, node in enumerate(topology.nodes) if i not in lost}
+    nodes = list(topology.nodes)
+    shuffle.shuffle(nodes)
+    shuffled = replace(topology, nodes=tuple(nodes))
+    names = [node.name for node in nodes if node.name in there]
+
+    binding = bound(request, planned, there, topology)
+
+    assert bound(request, planned, dict.fromkeys(names), shuffled) == binding
+    if isinstance(binding, str):
+        assert binding
+        return
+    check_ranks(binding.layout, request.world_size)
+    assert {slot.node for slot in binding.layout.slots} <= set(there)
+    if {slot.node for slot in planned.slots} <= set(there):
+        assert not binding.difference.missing_nodes
+    # the ranks that it numbers bind to the same layout, whoever asks in whatever order
+    slots = list(binding.layout.slots)
+    shuffle.shuffle(slots)
+    again = bind(request, planned, slots, shuffled)
+    assert (again.layout.ranks, again.layout.slots) == (
+        binding.layout.ranks,
+        binding.layout.slots,
+    )
+    assert again.difference == binding.difference
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)

@@ -129,3 +129,15 @@ def test_cpu_masks_become_lists() -> None:
     assert cpu_list("000000ff,ffff0000,00ffffff") == "0-23,48-71"
     assert cpu_list("") is None
     assert cpu_list("0") is None
+
+
+def test_links_that_end_at_their_own_gpu_tell_no_peer() -> None:
+    gpus = "".join(
+        f'<cpu numaid="{i}"><pci busid="000{i}:00:00.0" class="0x030200"><gpu dev="{i}">'
+        f'<nvlink target="000{i}:00:00.0" count="12" tclass="0x030200"/></gpu></pci></cpu>'
+        for i in range(2)
+    )
+    topology = read_text(f'<system version="1">{gpus}</system>', "vm.xml")
+
+    assert topology.nodes[0].hardware.matrix == (("X", "?"), ("?", "X"))
+    assert "gpu 0: its links end at its own address, which tells no peer" in topology.warnings

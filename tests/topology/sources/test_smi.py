@@ -282,3 +282,49 @@ def test_what_is_no_table_is_refused_with_the_line(text: str, message: str) -> N
         read_text(text, "node.txt")
     assert caught.value.message == message
     assert caught.value.hint
+
+
+def test_many_ends_that_disagree_are_counted() -> None:
+    size = 6
+    header = "".join(f"\tGPU{i}" for i in range(size))
+    rows = [
+        f"GPU{i}\t" + "\t".join("X" if i == j else "PIX" if i < j else "SYS" for j in range(size))
+        for i in range(size)
+    ]
+
+    # 6 x 5 / 2 pairs, each seen nearer by its lower GPU
+    assert read_text("\n".join([header, *rows, ""]), "node.txt").warnings == (
+        "GPU0 and GPU1 disagree about their link: PIX and SYS",
+        "14 more pairs do not agree about their links either",
+    )
+
+
+def test_a_code_that_nobody_knows_is_not_taken_for_an_affinity() -> None:
+    text = (
+        "\tGPU0\tGPU1\tCPU Affinity\tNUMA Affinity\n"
+        "GPU0\t X \tNVB\t0-31\t0\nGPU1\tNVB\t X \t0-31\t0\n"
+    )
+    hardware = read_text(text, "node.txt").nodes[0].hardware
+
+    assert hardware.matrix == (("X", "?"), ("?", "X"))
+    assert [(device.numa, device.cpu_affinity) for device in hardware.devices] == [(None, None)] * 2
+
+
+def test_a_column_called_numa_is_the_numa_node() -> None:
+    text = (
+        "      GPU0  GPU1  CPU Affinity  NUMA\n"
+        "GPU0   X    NV18  0-51   0\nGPU1  NV18   X    52-103 1\n"
+    )
+
+    assert [d.numa for d in read_text(text, "node.txt").nodes[0].hardware.devices] == [0, 1]
+
+
+def test_memory_nodes_of_grace_gpus_are_no_sign_of_a_container() -> None:
+    text = (
+        "\tGPU0\tGPU1\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\n"
+        "GPU0\t X \tNV18\t0-71\t0,2-17\t\tN/A\nGPU1\tNV18\t X \t72-143\t1,18-33\t\tN/A\n"
+    )
+    topology = read_text(text, "tray.txt")
+
+    assert [device.numa for device in topology.nodes[0].hardware.devices] == [0, 1]
+    assert topology.warnings == ()

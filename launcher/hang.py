@@ -1,0 +1,181 @@
+"""Which rank did not arrive where the others waited for it.
+
+When collectives time out, every rank that waited fails, and the cause is a rank that has not: it
+sleeps, is stopped, or is stuck in its data. Ranks leave records (`parctl.runtime.flight_record`)
+of the collectives of each process group, counted, and of where their main thread is. A rank is
+stuck when it does not answer, or answers from outside of a step; else it is the one that is behind
+in the counts while it is ahead of nobody.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from parctl.topology.layout import Layout
+
+if TYPE_CHECKING:
+    from parctl.launcher.attempt import Outcome
+
+# the innermost frame of a rank that may be waiting for others itself; data comes from no rank
+TRAINING = re.compile(r"/torch/|parctl/runtime/(?!data|documents|token)")
+FOREIGN = re.compile(r"/lib/python3|site-packages|<frozen")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """A process group as one of its ranks saw it."""
+
+    axis: str
+    ranks: tuple[int, ...]
+    count: int  # of the last collective that it began
+    last: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlightRecord:
+    stack: tuple[str, ...]  # innermost first
+    groups: tuple[Group, ...]  # the one used last at the end
+
+    @property
+    def trains(self) -> bool:
+        """Whether it is inside the step, where it computes or waits."""
+        return bool(self.stack) and TRAINING.search(self.stack[0]) is not None
+
+    @property
+    def place(self) -> str:
+        """The innermost frame of a program's own, else the innermost one."""
+        own = [frame for frame in self.stack if not FOREIGN.search(frame)]
+        return (own or list(self.stack) or ["an unknown place"])[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hang:
+    """`rank` did not arrive at `operation` of the group `axis`, where `waiting` were."""
+
+    rank: int
+    doing: str
+    stack: tuple[str, ...]
+    axis: str
+    ranks: tuple[int, ...]  # of the group
+    operation: str | None
+    waiting: tuple[int, ...]
+
+
+def find_hang(
+    layout: Layout,
+    *,
+    silent: Sequence[int],  # ranks that had not ended
+    halted: Sequence[int],  # of these, in the state of SIGSTOP
+    failed: Sequence[int],  # ranks that lost a peer
+    records: Mapping[int, FlightRecord],
+) -> Hang | None:
+    """Name the rank to blame; None when all that are left wait themselves."""
+    stuck = [
+        rank for rank in silent if rank in halted or rank not in records or not records[rank].trains
+    ]
+    stuck = stuck or [rank for rank in silent if last_in_all(rank, records)]
+    if not stuck or not failed:
+        return None
+    # a rank that is halted or does not answer tells more than one that is merely elsewhere
+    rank = min(stuck, key=lambda rank: (rank not in halted, rank in records))
+    record = records.get(rank)
+    if rank in halted:
+        doing = "it is stopped (SIGSTOP)"
+    elif record is None:
+        doing = "it does not answer"
+    else:
+        doing = f"it is in {record.place}"
+    axis, ranks, operation = missed(layout, rank, failed, records)
+    return Hang(
+        rank=rank,
+        doing=doing,
+        stack=() if record is None else record.stack,
+        axis=axis,
+        ranks=ranks,
+        operation=operation,
+        waiting=tuple(other for other in ranks if other != rank and other in failed),
+    )
+
+
+def last_in_all(rank: int, records: Mapping[int, FlightRecord]) -> bool:
+    """Whether a rank is behind others in some group, and ahead of nobody in any."""
+    own = {group.ranks: group.count for group in records[rank].groups}
+    others = {
+        (group.ranks, group.count)
+        for other, record in records.items()
+        if other != rank
+        for group in record.groups
+        if group.ranks in own
+    }
+    behind = any(count > own[ranks] for ranks, count in others)
+    return behind and not any(count < own[ranks] for ranks, count in others)
+
+
+def hang_of(outcome: "Outcome", layout: Layout, folder: Path) -> Hang | None:
+    """Name the rank to blame for how an attempt ended; None when something else is.
+
+    `folder` holds the records that the attempt left.
+    """
+    from parctl.launcher.verdict import Kind
+
+    caused = [failure for failure in outcome.failures if failure.kind is not Kind.STOPPED]
+    if any(failure.kind is not Kind.PEER_GONE for failure in caused):
+        return None
+    failed = [failure.end.rank for failure in caused]
+    return find_hang(
+        layout,
+        silent=outcome.silent,
+        halted=outcome.halted,
+        failed=failed,
+        records=read_records(folder, range(layout.world_size)),
+    )
+
+
+def missed(
+    layout: Layout, rank: int, failed: Sequence[int], records: Mapping[int, FlightRecord]
+) -> tuple[str, tuple[int, ...], str | None]:
+    """Return the group that waited for `rank`: axis, ranks, operation where it is known."""
+    own = {group.ranks: group.count for group in records[rank].groups} if rank in records else {}
+    for other in failed:
+        if other not in records:
+            continue
+        for group in reversed(records[other].groups):
+            if rank in group.ranks and group.count > own.get(group.ranks, -1):
+                return group.axis, group.ranks, group.last
+    # sends between two ranks are not recorded: the smallest group in which somebody waited
+    for axis in sorted(layout.axes, key=lambda axis: layout.axes[axis]):
+        ranks = next(group for group in layout.groups(axis) if rank in group)
+        if any(other in ranks for other in failed):
+            return axis, tuple(ranks), None
+    return "all ranks", tuple(range(layout.world_size)), None
+
+
+def read_records(folder: Path, ranks: Sequence[int]) -> dict[int, FlightRecord]:
+    """Read what the ranks of an attempt left; what is absent or broken is left out."""
+    records = {}
+    for rank in ranks:
+        try:
+            content = json.loads(flight_file(folder, rank).read_text(encoding="utf-8"))
+            records[rank] = FlightRecord(
+                stack=tuple(content["stack"]), groups=tuple(map(_group, content["groups"]))
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return records
+
+
+def flight_file(folder: Path, rank: int) -> Path:
+    """Where a rank leaves its record, beside its error file."""
+    return folder / f"flight-{rank}.json"
+
+
+def _group(content: Mapping[str, Any]) -> Group:
+    return Group(
+        axis=content["axis"],
+        ranks=tuple(content["ranks"]),
+        count=content["count"],
+        last=content["last"],
+    )

@@ -1,0 +1,112 @@
+"""A supervisor is started before its run is known: it takes what comes, or leaves no trace."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.launcher.plans import script_plan
+from tests.launcher.runs import BACKEND, directory, launch, python, running, until
+
+from parctl.errors import BackendError
+from parctl.launcher.backend import State
+from parctl.launcher.run_directory import runs_root
+from parctl.launcher.waiting import wait_for
+
+SLEEP = python("import time", "print('here', flush=True)", "time.sleep(60)")
+STAND_BY = """\
+import time
+from parctl.launcher.local import LocalBackend
+with LocalBackend().standby():
+    print("standing by", flush=True)
+    time.sleep(60)
+"""
+
+
+def supervisors() -> set[int]:
+    """The pids of the supervisors that were started by this test, by its own state directory."""
+    mark = f"\0XDG_STATE_HOME={os.environ['XDG_STATE_HOME']}\0".encode()
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes()
+                environment = b"\0" + (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if b"\0parctl.launcher.supervisor\0" in command and mark in environment:
+                found.add(int(entry.name))
+    return found
+
+
+def test_a_supervisor_that_stands_by_is_the_one_that_takes_the_run() -> None:
+    with BACKEND.standby():
+        until(supervisors)
+        (standing,) = supervisors()
+        launch(script_plan(SLEEP, axes={"dp": 1}))
+        assert os.getsid(directory().read().owner.pid) == standing
+    running()  # the end of the `with` is nothing to a run that was submitted
+    BACKEND.cancel("probe-1")
+    until(lambda: not supervisors())
+
+
+def test_a_supervisor_that_gets_no_run_leaves_nothing() -> None:
+    with BACKEND.standby():
+        until(supervisors)
+    assert supervisors() == set()
+    assert not runs_root().exists()
+
+
+def test_a_bad_recipe_and_a_killed_launcher_leave_no_supervisor() -> None:
+    words = [sys.executable, "-m", "parctl", "launch", "no-such-recipe"]
+    assert subprocess.run(words, capture_output=True).returncode == 2
+    assert supervisors() == set()
+
+    with subprocess.Popen([sys.executable, "-c", STAND_BY], stdout=subprocess.PIPE) as launcher:
+        assert launcher.stdout
+        launcher.stdout.readline()
+        until(supervisors)
+        launcher.send_signal(signal.SIGKILL)
+    until(lambda: not supervisors())
+
+
+def test_a_second_run_of_one_back_end_gets_a_supervisor_of_its_own() -> None:
+    plan = script_plan(python("pass"), axes={"dp": 1})
+    with BACKEND.standby():
+        for run_id in ("probe-1", "probe-2"):
+            launch(plan, run_id)
+    for run_id in ("probe-1", "probe-2"):
+        assert wait_for(BACKEND, run_id, timeout_s=10).state is State.SUCCEEDED
+
+
+def test_what_goes_wrong_before_the_run_is_known_is_said_by_the_launcher(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if 'parctl.launcher.supervisor' in sys.orig_argv:\n"
+        "    sys.exit('no supervisor today')\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(BackendError, match="the supervisor of run `probe-1` did not start"):
+        launch(script_plan(["true"], axes={"dp": 1}))
+    assert "no supervisor today" in capfd.readouterr().err
+
+
+def test_torch_is_on_its_way_before_the_supervisor_imports_what_it_needs_later() -> None:
+    code = (
+        "import json, sys, parctl.launcher.supervisor\n"
+        "print(json.dumps([name for name in sys.modules if name.startswith('parctl.')]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert set(json.loads(done.stdout)) == {
+        "parctl._version",
+        "parctl.launcher",
+        "parctl.launcher.children",
+        "parctl.launcher.processes",
+        "parctl.launcher.ranks",
+        "parctl.launcher.supervisor",
+    }

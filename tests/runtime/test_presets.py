@@ -1,0 +1,39 @@
+"""The runtime builds every shipped model with exactly the parameters that recipes count."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.runtime.harness import run_ranks
+
+from parctl.recipes.parameters import num_parameters
+from parctl.recipes.presets import model_preset, preset_names
+from parctl.recipes.spec import ModelSpec
+from parctl.runtime.supported import unbuilt_model_parts
+from parctl.runtime.transformer import Transformer
+
+BUILT = [name for name in preset_names() if not unbuilt_model_parts(model_preset(name))]
+
+
+def built_parameters(model: ModelSpec) -> int:
+    with torch.device("meta"):
+        stage = Transformer(model)
+    # counts take in the sigmoid router's bias, as published checkpoints hold it
+    biases = (value for name, value in stage.named_buffers() if name.endswith("router.bias"))
+    return sum(value.numel() for value in (*stage.parameters(), *biases))
+
+
+def test_few_presets_have_no_block_yet() -> None:
+    assert set(preset_names()) - set(BUILT) <= {"switch-base-8", "tiny-vit", "vit-l-16"}
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_a_preset_is_built_with_exactly_its_parameters(name: str, tmp_path: Path) -> None:
+    model = model_preset(name)
+    assert run_ranks(built_parameters, 1, tmp_path, model) == [num_parameters(model)]
+
+
+def test_token_prediction_ahead_is_counted_too(tmp_path: Path) -> None:
+    model = replace(model_preset("deepseek-v3"), num_mtp_layers=1)
+    assert run_ranks(built_parameters, 1, tmp_path, model) == [num_parameters(model)]
