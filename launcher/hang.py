@@ -124,13 +124,15 @@ def hang_of(outcome: "Outcome", layout: Layout, folder: Path) -> Hang | None:
     caused = [failure for failure in outcome.failures if failure.kind is not Kind.STOPPED]
     if any(failure.kind is not Kind.PEER_GONE for failure in caused):
         return None
-    failed = [failure.end.rank for failure in caused]
+    records = read_records(folder, range(layout.world_size))
+    if not records and not outcome.halted:  # a program of the user's, which keeps none
+        return None
     return find_hang(
         layout,
         silent=outcome.silent,
         halted=outcome.halted,
-        failed=failed,
-        records=read_records(folder, range(layout.world_size)),
+        failed=[failure.end.rank for failure in caused],
+        records=records,
     )
 
 

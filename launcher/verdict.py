@@ -179,7 +179,7 @@ def _hang_verdict(layout: Layout, failures: Sequence[Failure], hang: Hang, after
     return Verdict(
         sentence=f"rank {hang.rank} ({place}) did not arrive: "
         f"rank{'s' if len(hang.waiting) > 1 else ''} {waiting} waited for it in {operation}"
-        f"{hang.axis} {_short(list(hang.ranks))} until {after:.1f} s; {hang.doing}",
+        f"{hang.axis} {_short(list(hang.ranks))} until {after:.1f} s after the start; {hang.doing}",
         rank=hang.rank,
         node=node,
         coordinates=coordinates,

@@ -10,8 +10,8 @@ d = head_dim, f = ffn_dim. Ts = T / t with sp, else T. What the runtime keeps of
                                     in a ring; Ulysses keeps the output twice)
     SwiGLU                          4 e f T / t   (gate, up, silu(gate), product)
     GELU 2 e f T / t, ReLU e f T / t, squared ReLU 2 e f T / t
-    routed experts                  e T top_k (2 h etp + as above with fe) / t, if balanced; etp is t
-                                    without ep
+    routed experts                  e T top_k (2 h etp + as above with fe) / t, if balanced
+                                    (etp is t without ep)
     dropout masks                   2 e h Ts      (attention on CPU then keeps 3 e a s T / t scores)
 
     recompute: full         e h Ts per layer, and one whole layer while it is run again
@@ -28,6 +28,7 @@ micro-batches are alive on a stage depends on the schedule (`in_flight`).
 """
 
 from dataclasses import dataclass
+from operator import add
 from typing import Literal
 
 from parctl.planner.degrees import Degrees
@@ -94,21 +95,25 @@ def layer_activations(shapes: Shapes, layer: int) -> LayerActivations:
     attention, projections, again = _attention_bytes(shapes)
     first, rest, results = _mlp_elements(shapes, layer)
     inputs = 1 if shapes.model.parallel_blocks else 2
-    everything = inputs * (shapes.norm + shapes.hidden) + attention
-    everything += round(element * shapes.tokens * (first + rest))
+    # operator parallelism leaves a rank one of the branches: the larger one decides
+    join = max if degrees.operator > 1 else add
+    everything = inputs * (shapes.norm + shapes.hidden)
+    everything += join(attention, round(element * shapes.tokens * (first + rest)))
     if shapes.model.dropout:
         everything += 2 * shapes.hidden_outside
     match shapes.train.recompute_of(layer):
         case "none":
             return LayerActivations(stored=everything, working=0)
         case "selective":
-            stored = shapes.hidden_outside + projections
-            stored += round(element * shapes.tokens * results)
             # what attention adds to the stream; also what the MLP adds where something follows it
             followed = shapes.model.dropout > 0 or is_sparse(shapes.model, layer)
-            stored += shapes.hidden_outside * (2 if followed else 1)
-            working = inputs * (shapes.norm + shapes.hidden) - shapes.hidden_outside + again
-            working += round(element * shapes.tokens * rest)
+            last = shapes.hidden_outside if followed or degrees.operator > 1 else 0
+            stored = shapes.hidden_outside + last
+            stored += join(
+                projections + shapes.hidden_outside, round(element * shapes.tokens * results)
+            )
+            working = inputs * (shapes.norm + shapes.hidden) - shapes.hidden_outside
+            working += join(again, round(element * shapes.tokens * rest))
             return LayerActivations(stored=stored, working=working)
         case "full":
             stored = shapes.hidden_outside
@@ -230,10 +235,9 @@ def _mlp_elements(shapes: Shapes, layer: int) -> tuple[float, float, float]:
     # and their order as 64-bit integers.
     element = shapes.regime.compute
     wide = max(4, element)
-    routing = (
-        2 * wide * moe.num_experts + 24 * moe.top_k + (0 if wide == element else 4 * model.dim)
-    )
-    routing /= element * (tp if shapes.spec.sp else 1)
+    copy = 0 if wide == element else wide * model.dim
+    routing = (2 * wide * moe.num_experts + 24 * moe.top_k + copy) / element
+    routing /= tp if shapes.spec.sp else 1
     # Rows as experts take them and as they come back; selective recompute keeps what exchanges and
     # the last matmul give, and parts of a sum over etp.
     kept = (3 if degrees.ep > 1 else 1) * rows + (model.dim * etp / tp if etp > 1 else 0)

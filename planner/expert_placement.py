@@ -11,9 +11,8 @@ Neighbours of a block stay together, which suits groups of experts (node-limited
 decides, so that every rank knows without asking. Imports the standard library only.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from parctl.recipes.parameters import is_sparse
 from parctl.recipes.spec import ModelSpec, ParallelismSpec
 
 SHOWN = 8  # ep ranks that the plan lists
@@ -62,7 +61,7 @@ def busiest(order: Sequence[int], load: Sequence[float], num_ranks: int) -> floa
 
 
 def explain_experts(
-    model: ModelSpec, parallelism: ParallelismSpec, ranks: Mapping[int, Sequence[int]]
+    model: ModelSpec, parallelism: ParallelismSpec, ranks: Sequence[Sequence[int]]
 ) -> tuple[str, ...]:
     """Say where experts are. `ranks` are the RANKs of every ep coordinate."""
     assert model.moe
@@ -103,11 +102,3 @@ def spans(numbers: Sequence[int]) -> str:
             runs.append([number, number])
     shown = [f"{first}-{last}" if last > first else str(first) for first, last in runs]
     return " ".join(shown if len(shown) <= 4 else [*shown[:3], "...", shown[-1]])
-
-
-def has_experts_apart(model: ModelSpec | None, ep: int) -> bool:
-    return model is not None and model.moe is not None and ep > 1 and _any_sparse(model)
-
-
-def _any_sparse(model: ModelSpec) -> bool:
-    return any(is_sparse(model, layer) for layer in range(model.num_layers))

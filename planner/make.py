@@ -13,6 +13,7 @@ from parctl._version import __version__
 from parctl.errors import CannotPlaceError, NotBuiltError
 from parctl.planner.degrees import Degrees, num_micro_batches
 from parctl.planner.devices import Devices, narrowed, survey
+from parctl.planner.expert_placement import explain_experts
 from parctl.planner.flops import flops_convention, model_flops_per_token, tokens_per_step
 from parctl.planner.gradients import with_grad_sync
 from parctl.planner.infer import Resolution, resolve_degrees
@@ -26,6 +27,7 @@ from parctl.topology.layout import Layout
 from parctl.topology.model import Topology
 from parctl.topology.placement import largest_tp, lay_out
 from parctl.topology.placement.available import available
+from parctl.topology.placement.experts import expert_holders
 from parctl.topology.products import find_product
 
 
@@ -93,7 +95,12 @@ def _lay_out(
     resolution: Resolution, topology: Topology, traffic: dict[str, float] | None
 ) -> Layout:
     layout = lay_out(layout_request(resolution.recipe, resolution.axes, traffic), topology)
-    return replace(layout, explain=(*resolution.explain, *layout.explain))
+    explain = (*resolution.explain, *layout.explain)
+    model = resolution.recipe.model
+    if layout.expert_axes is not None and model is not None and model.moe is not None:
+        holders = expert_holders(layout)
+        explain += explain_experts(model, resolution.recipe.parallelism, holders)
+    return replace(layout, explain=explain)
 
 
 def _nodes_of(layout: Layout) -> list[str]:

@@ -13,12 +13,12 @@ before waits for) and W (gradient of the weights, which nobody waits for).
     zero-bubble       F and I in that order, W in the gaps            (p - 1) / (3 v m + p - 1)
                       (ZB-H1 of 2401.10241)
     zbv               V-shaped, W in the gaps (2405.15362)            (p - 1) / (6 m + p - 1)
-    dualpipev         V-shaped, F of one half beside B of the other   see `idle_share`
+    dualpipev         V-shaped, F of one half beside B of the other   (p - 1) / (6 m + p - 1)
                       (DualPipe, 2412.19437, cut in half)
 
-with p pipeline ranks, m micro-batches, v stages per rank. DualPipe runs the pipeline from both ends
-at once and therefore holds every parameter twice; folded into a V, each rank holds two halves that
-are different stages, and nothing is doubled.
+with p pipeline ranks, m micro-batches (2 p or more), v stages per rank. DualPipe runs the pipeline
+from both ends at once and therefore holds every parameter twice; folded into a V, each rank holds
+two halves that are different stages, and nothing is doubled.
 """
 
 import re

@@ -5,6 +5,7 @@ part, and here every part is divided by its own degree.
 
     attention, mlp                  / tp   (key and value projections stay whole when there are
                                            fewer KV heads than tp ranks)
+                                    operator parallelism: the larger of the two only
     routed experts                  / (ep x etp), without ep / tp
     embedding, head                 / tp by vocabulary, on the first and the last stage (both hold
                                            the table when it is tied)
@@ -43,7 +44,9 @@ def layer_shard(model: ModelSpec, layer: LayerCount, degrees: Degrees) -> Shard:
         keys_values *= 2  # self-attention and cross-attention
     whole = 0 if model.num_kv_heads % tp == 0 else keys_values
     attention = ceil_div(layer.attention - whole, tp) + whole
-    dense = attention + ceil_div(layer.mlp, tp) + layer.router + layer.replicated
+    branches = (attention, ceil_div(layer.mlp, tp))
+    dense = max(branches) if degrees.operator > 1 else sum(branches)
+    dense += layer.router + layer.replicated
     owners = degrees.ep * degrees.etp if degrees.ep > 1 else tp
     return Shard(dense=dense, experts=ceil_div(layer.experts, owners))
 
@@ -67,6 +70,8 @@ def head_shard(model: ModelSpec, count: ModelCount, degrees: Degrees) -> Shard:
         head = 0 if tied and degrees.pp == 1 else _table(model, degrees)
     shard = Shard(dense=count.final_norm + head, experts=0)
     if model.num_mtp_layers:
+        if degrees.pp > 1 and not tied:  # a copy of the embedding, which the modules read
+            shard += Shard(dense=_table(model, degrees), experts=0)
         # a module is a layer, and a projection and norms that every tp rank holds whole
         module = count.mtp // model.num_mtp_layers
         layer = count.layers[-1]

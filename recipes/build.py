@@ -13,14 +13,14 @@ from typing import Any
 
 from parctl.recipes import spec
 from parctl.recipes.checks import check_recipe
-from parctl.recipes.corpus import CORPORA, SCHEME
+from parctl.recipes.corpus import CORPORA, SCHEME, STRIPES
+from parctl.recipes.expert_load_file import read_expert_load_file
 from parctl.recipes.faults import Fault, did_you_mean, listed
 from parctl.recipes.hf_config import read_hf_config
 from parctl.recipes.model_schema import ModelFields
 from parctl.recipes.models import complete_model
 from parctl.recipes.parallelism import build_parallelism, check_parallelism
 from parctl.recipes.presets import find_preset, is_alias, load_preset, unknown_preset_hint
-from parctl.recipes.expert_load_file import read_expert_load_file
 from parctl.recipes.schedule_file import read_schedule_file
 from parctl.recipes.schema import (
     CheckpointFields,
@@ -61,7 +61,7 @@ def build_recipe(fields: RecipeFields, context: Context) -> spec.Recipe | None:
     if fields.task == "train" and model is not None:
         train = _train(fields.train or TrainFields(), preset_train, model, context)
     if fields.task == "train":
-        data = _data(fields.data, context)
+        data = _data(fields.data, model, context)
     if fields.task != "script":
         checkpoint = _checkpoint(fields.checkpoint or CheckpointFields(), fields.model, context)
     certain = not context.doubtful & {"model", "parallelism"}
@@ -203,9 +203,7 @@ def _with_schedule_file(
         hint = "one row per pipeline rank, cells as in `0F0,0F1,0B0,0B1`"
         context.fault("parallelism.schedule_file", fault, hint)
         return None
-    return replace(
-        built, pp=len(rows), virtual_stages=num_stages // len(rows), schedule_table=rows
-    )
+    return replace(built, pp=len(rows), virtual_stages=num_stages // len(rows), schedule_table=rows)
 
 
 def _train(
@@ -269,14 +267,18 @@ def _train(
     return train
 
 
-def _data(fields: DataFields | None, context: Context) -> spec.DataSpec:
+def _data(fields: DataFields | None, model: spec.ModelSpec, context: Context) -> spec.DataSpec:
+    images = model.vision is not None
     if fields is None:
-        context.notes.append("trains on the text that ships with parctl: set `data.train`")
+        what = "images" if images else "text"
+        context.notes.append(f"trains on the {what} that ships with parctl: set `data.train`")
         fields = DataFields()
+    if images and "train" not in fields.model_fields_set:
+        fields = fields.model_copy(update={"train": [STRIPES]})
     for key in ("train", "validation"):
         for index, path in enumerate(getattr(fields, key)):
             name = path.removeprefix(SCHEME)
-            if path.startswith(SCHEME) and name not in CORPORA:
+            if path.startswith(SCHEME) and name not in CORPORA and path != STRIPES:
                 hint = did_you_mean(name, CORPORA, "shipped texts are")
                 context.fault(f"data.{key}.{index}", f"no text is called `{_short(name)}`", hint)
     tokenizer = fields.tokenizer
@@ -306,9 +308,7 @@ def _checkpoint(
     )
 
 
-def _first_weights(
-    given: str | None, model: ModelFields | None, context: Context
-) -> str | None:
+def _first_weights(given: str | None, model: ModelFields | None, context: Context) -> str | None:
     """Return the folder of the first weights: the one named, else that of `model.hf` if it has any.
 
     None: they are drawn from the seed.

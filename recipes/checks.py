@@ -8,6 +8,7 @@ does not run.
 from math import gcd
 
 from parctl.recipes.faults import Fault
+from parctl.recipes.parameters import is_sparse
 from parctl.recipes.spec import DataSpec, ModelSpec, ParallelismSpec, TrainSpec
 
 BYTE_VOCABULARY = 256  # byte 0 ends a document
@@ -79,12 +80,13 @@ def _expert_faults(model: ModelSpec, parallelism: ParallelismSpec) -> list[Fault
     if ep is not None and experts % ep:
         message = f"num_experts ({experts}) / ep ({ep}) is not a whole number"
         faults.append(_fault("parallelism.ep", message, _nearest_divisor(experts, ep)))
-    for layer, row in enumerate(parallelism.expert_load or ()):
-        if len(row) != (experts if is_sparse(model, layer) else 0):
-            message = f"layer {layer} has {len(row)} loads in the file, but {model.name}: {experts}"
-            hint = "a list per layer, empty for layers without experts"
+    if parallelism.expert_load is not None:
+        found = [len(row) for row in parallelism.expert_load]
+        wanted = [experts if is_sparse(model, i) else 0 for i in range(model.num_layers)]
+        if found != wanted:
+            message = f"the layers in the file have {found} experts, those of the model {wanted}"
+            hint = "name a file that a run of this model wrote"
             faults.append(_fault("parallelism.expert_load_file", message, hint))
-            break
     if etp is not None and model.moe.expert_ffn_dim % etp:
         message = f"expert_ffn_dim ({model.moe.expert_ffn_dim}) / etp ({etp}) is not whole"
         hint = _nearest_divisor(model.moe.expert_ffn_dim, etp)

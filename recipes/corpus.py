@@ -1,8 +1,12 @@
-"""The text that ships with parctl and that the demo trains on: `corpus://guide`."""
+"""Data that ships with parctl: the text `corpus://guide`, which the demo trains on.
+
+`corpus://stripes` are images that are drawn as they are read (`parctl.runtime.images`).
+"""
 
 from pathlib import Path
 
 SCHEME = "corpus://"
+GUIDE, STRIPES = "corpus://guide", "corpus://stripes"
 CORPORA = {"guide": Path(__file__).parent / "corpus"}
 
 

@@ -27,6 +27,8 @@ def read_expert_load_file(path: Path) -> tuple[Rows, str | None]:
 
 def _is_load(row: Any) -> bool:
     return isinstance(row, list) and all(
-        isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and 0 <= value < float("inf")
         for value in row
     )

@@ -237,7 +237,8 @@ class DataFields(Fields):
 
     train: OneOrMore = Field(
         default=["corpus://guide"],
-        description="paths or globs; `corpus://guide`: the text that parctl ships",
+        description="paths or globs; `corpus://guide`: the text that parctl ships;"
+        " `corpus://stripes`: images for a vit",
         examples=[["data/*.txt"]],
     )
     validation: ZeroOrMore = Field(

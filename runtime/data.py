@@ -6,6 +6,7 @@ position in that order (`cursor`: sequences used so far) is all that a checkpoin
 and means the same on every layout: each data rank takes its rows of the global batch.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -29,8 +30,8 @@ ROUNDS = 4  # a Feistel network of four rounds passes for a random permutation
 class MicroBatch:
     """S is the part of a sequence that this cp rank holds, T the whole of it."""
 
-    tokens: Tensor  # [B, S]
-    targets: Tensor  # [B, S], IGNORED where nothing is to be predicted
+    tokens: Tensor  # [B, S], or images [B, C, I, I]
+    targets: Tensor  # [B, S], or classes [B]; IGNORED where nothing is to be predicted
     documents: Tensor | None = None  # [B, T], equal where tokens may see each other
     following: Tensor | None = None  # [B, S, 1 + K]: targets, and K more after them (MTP)
 
@@ -52,30 +53,19 @@ class Reading:
 PLAIN = Reading()
 
 
-class Batches:
-    """This rank's rows of every global batch."""
+class Batches(ABC):
+    """This rank's rows of every global batch: sequences of text, or images."""
 
-    def __init__(
-        self,
-        stream: TokenStream,
-        train: TrainSpec,
-        mesh: RankMesh,
-        *,
-        what: str,
-        reading: Reading = PLAIN,
-    ) -> None:
-        self._extra = 1 + reading.num_following
-        self.num_sequences = (len(stream) - self._extra) // train.seq_len
-        if self.num_sequences < 1:
-            raise UsageError(
-                f"data.{what} holds {len(stream)} tokens, "
-                f"but one sequence takes train.seq_len + {self._extra} "
-                f"= {train.seq_len + self._extra}",
-                hint="add text, or lower train.seq_len"
-                + (", or set train.validate_every to 0" if what == "validation" else ""),
-            )
-        self._stream, self._train, self._mesh, self._reading = stream, train, mesh, reading
+    def __init__(self, num_sequences: int, train: TrainSpec, mesh: RankMesh) -> None:
+        self.num_sequences, self._train, self._mesh = num_sequences, train, mesh
         self._rows = train.global_batch // mesh.data_size
+
+    @abstractmethod
+    def _row(self, sequence: int) -> NDArray[np.int64]:
+        """Read one row. Past the last one, a row that does not count."""
+
+    @abstractmethod
+    def _micro_batch(self, rows_BX: Tensor) -> MicroBatch: ...
 
     def training(self, cursor: int) -> Iterator[MicroBatch]:
         """Yield this rank's micro-batches of the global batch that begins at `cursor`."""
@@ -92,10 +82,10 @@ class Batches:
         """Yield this rank's part of the `index`th global batch, in the order of the stream."""
         return self._micro_batches(self._own_positions(index * self._train.global_batch))
 
-    def validation_tokens(self, index: int) -> int:
-        """Count the tokens of that global batch: the last one may be short."""
+    def validation_rows(self, index: int) -> int:
+        """Count the rows of that global batch: the last one may be short."""
         left = self.num_sequences - index * self._train.global_batch
-        return min(max(left, 0), self._train.global_batch) * self._train.seq_len
+        return min(max(left, 0), self._train.global_batch)
 
     def _own_positions(self, first: int) -> NDArray[np.int64]:
         """The micro-batches of all ranks together are slices of the global batch, in order.
@@ -111,8 +101,34 @@ class Batches:
         for start in range(0, len(sequences), self._train.micro_batch):
             rows = torch.from_numpy(
                 np.stack([self._row(i) for i in sequences[start : start + self._train.micro_batch]])
-            ).to(self._mesh.device)
+            )
+            if self._mesh.device.type == "cuda":
+                # out of pinned memory the copy runs beside the step before, and nobody waits
+                rows = rows.pin_memory().to(self._mesh.device, non_blocking=True)
             yield self._micro_batch(rows)
+
+
+class TextBatches(Batches):
+    def __init__(
+        self,
+        stream: TokenStream,
+        train: TrainSpec,
+        mesh: RankMesh,
+        *,
+        what: str,
+        reading: Reading = PLAIN,
+    ) -> None:
+        self._extra = 1 + reading.num_following
+        super().__init__((len(stream) - self._extra) // train.seq_len, train, mesh)
+        if self.num_sequences < 1:
+            raise UsageError(
+                f"data.{what} holds {len(stream)} tokens, "
+                f"but one sequence takes train.seq_len + {self._extra} "
+                f"= {train.seq_len + self._extra}",
+                hint="add text, or lower train.seq_len"
+                + (", or set train.validate_every to 0" if what == "validation" else ""),
+            )
+        self._stream, self._reading = stream, reading
 
     def _micro_batch(self, rows_BX: Tensor) -> MicroBatch:
         """Make this cp rank's micro-batch of whole sequences and the tokens after them."""

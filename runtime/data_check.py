@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from parctl.errors import UsageError
-from parctl.recipes.spec import DataSpec, ModelSpec
+from parctl.recipes.corpus import SCHEME, STRIPES
+from parctl.recipes.spec import DataSpec, ModelSpec, VisionSpec
 from parctl.runtime.data_sample import refuse_bad_sample
 from parctl.runtime.documents import file_format, list_files
 
@@ -21,6 +22,13 @@ END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>"
 
 def refuse_bad_data(data: DataSpec, model: ModelSpec) -> None:
     """Raise UsageError for data that no rank could open."""
+    if model.vision is not None:
+        return refuse_bad_images(data, model.vision)
+    if STRIPES in data.train + data.validation:
+        raise UsageError(
+            f"data: {STRIPES} are images, and {model.name} reads text",
+            hint="name text, or a model of the family vit",
+        )
     files = list_files(data.train)
     formats = {common_format(files, data)}
     if data.document_mask:
@@ -39,6 +47,27 @@ def refuse_bad_data(data: DataSpec, model: ModelSpec) -> None:
     if data.tokenizer != "byte" and formats != {"bin"}:
         path = find_tokenizer(data.tokenizer)
         refuse_small_vocabulary(data.tokenizer, num_ids(path), model.vocab_size)
+
+
+def refuse_bad_images(data: DataSpec, vision: VisionSpec) -> None:
+    """Raise UsageError for files that are not records of such images."""
+    record = 1 + vision.num_channels * vision.image_size**2
+    for sources in (data.train, data.validation):
+        if sources == (STRIPES,):
+            continue
+        if any(source.startswith(SCHEME) for source in sources):
+            raise UsageError(
+                f"data: {', '.join(sources)}: a vit reads images, and not beside other data",
+                hint=f"name files of images, or only {STRIPES}",
+            )
+        for path in list_files(sources):
+            size = path.stat().st_size
+            if size % record:
+                raise UsageError(
+                    f"{path}: {size} bytes is no multiple of {record} = 1 + "
+                    f"{vision.num_channels} x {vision.image_size} x {vision.image_size}",
+                    hint="a record is one byte of class and then the pixels, as in CIFAR-10's",
+                )
 
 
 def find_end_token(data: DataSpec, form: str) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from parctl.errors import UsageError
 from parctl.recipes.spec import DataSpec
 from parctl.runtime.documents import file_format, read_lines, read_rows
+from parctl.runtime.parquet import open_texts
 
 HEAD_BYTES = 1 << 16  # of a text
 BLOCK_BYTES = 1 << 16
@@ -24,6 +25,8 @@ def refuse_bad_sample(path: Path, data: DataSpec, vocab_size: int) -> None:
     match file_format(path, data):
         case "bin":
             refuse_foreign_ids(path, vocab_size)
+        case "parquet":
+            open_texts(path, data.text_key)
         case "jsonl":
             next(read_rows(path, data.text_key), None)
         case "text":

@@ -8,6 +8,7 @@ from pathlib import Path
 from parctl.errors import UsageError
 from parctl.recipes.corpus import SCHEME, corpus_files
 from parctl.recipes.spec import DataSpec
+from parctl.runtime.parquet import read_texts
 
 
 def list_files(sources: Sequence[str]) -> list[Path]:
@@ -41,15 +42,18 @@ def list_files(sources: Sequence[str]) -> list[Path]:
 
 
 def file_format(path: Path, spec: DataSpec) -> str:
-    """Return text, jsonl or bin: as the recipe says, else by the file's suffix."""
+    """Return text, jsonl, parquet or bin: as the recipe says, else by the file's suffix."""
     if spec.format != "auto":
         return spec.format
-    return {".jsonl": "jsonl", ".bin": "bin"}.get(path.suffix, "text")
+    formats = {".jsonl": "jsonl", ".parquet": "parquet", ".bin": "bin"}
+    return formats.get(path.suffix, "text")
 
 
 def read_documents(path: Path, spec: DataSpec) -> Iterator[str]:
-    """Yield the documents of a file: each row of a jsonl file, or the whole of a text file."""
-    if file_format(path, spec) == "jsonl":
+    """Yield the documents of a file: each row of jsonl or parquet, or the whole of a text file."""
+    if file_format(path, spec) == "parquet":
+        yield from read_texts(path, spec.text_key)
+    elif file_format(path, spec) == "jsonl":
         yield from read_rows(path, spec.text_key)
     else:
         text = "".join(line for _, line in read_lines(path))

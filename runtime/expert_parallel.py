@@ -20,6 +20,7 @@ The router always reads the stream, so its gradient is whole on every tp rank, o
 Experts that are whole on every tp rank see other tokens on each: their gradients are parts too.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -35,6 +36,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_common import (
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import Placement
 
+from parctl.planner.expert_placement import expert_order
 from parctl.recipes.spec import ParallelismSpec, TrainSpec
 from parctl.runtime.collectives import (
     Copy,
@@ -78,6 +80,8 @@ def apply(
         place_exchanges(moe, mesh, sp=parallelism.sp)
         split_experts(moe.experts, mesh)
         if mesh.experts is not None:
+            order = expert_order(moe.moe.num_experts, parallelism, layer_of(name))
+            moe.order = order if order != tuple(sorted(order)) else None
             moe.dispatch = partial(send_to_experts, mesh.experts["ep"].get_group())
             if "tp" in (mesh.experts.mesh_dim_names or ()) and mesh.sizes["tp"] > 1:
                 summed |= {f"{name}.experts.{part}" for part, _ in moe.experts.named_parameters()}
@@ -90,10 +94,20 @@ def experts_of(model: nn.Module) -> Iterator[tuple[str, Moe]]:
             yield name, module
 
 
+def layer_of(name: str) -> int:
+    """Layer of the experts called `name`; others than those of blocks count from far on.
+
+    >>> layer_of("blocks.3.moe")
+    3
+    """
+    kind, number, *_ = name.split(".")
+    return int(number) if kind == "blocks" else sys.maxsize
+
+
 def reset(model: nn.Module) -> None:
     """Give the routers' buffers their first values."""
     for _, moe in experts_of(model):
-        moe.router.reset()
+        moe.reset()
 
 
 def token_groups(mesh: RankMesh, *, sp: bool) -> Iterator[dist.ProcessGroup]:

@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
-from torch._C._distributed_c10d import _dump_fr_trace  # type: ignore[attr-defined]
+from torch._C import _distributed_c10d
 
 from parctl.topology.layout import Layout
 
@@ -97,13 +97,12 @@ def groups(layout: Layout) -> list[dict[str, Any]]:
     `count` is the number of the last collective that was begun, `last` its name.
     """
     found: dict[str, dict[str, Any]] = {}
-    trace = pickle.loads(_dump_fr_trace(True, False, False))  # our own process made it
     members = {
         group.group_name: positions
         for group, positions in dist.distributed_c10d._world.pg_group_ranks.items()
         if isinstance(group, dist.ProcessGroup)  # of groups without this rank, a number stands here
     }
-    for entry in trace["entries"]:
+    for entry in sorted(collectives(), key=lambda entry: entry["time_created_ns"]):
         name, description = entry["process_group"]
         found.pop(name, None)
         found[name] = {
@@ -113,6 +112,17 @@ def groups(layout: Layout) -> list[dict[str, Any]]:
             "last": entry["profiling_name"].partition(":")[2],
         }
     return list(found.values())
+
+
+def collectives() -> list[dict[str, Any]]:
+    """Return what torch remembers: gloo's and NCCL's recorders are two."""
+    found: list[dict[str, Any]] = []
+    for name in ("_dump_fr_trace", "_dump_nccl_trace"):
+        dump = getattr(_distributed_c10d, name, None)  # a build without NCCL lacks the second
+        if dump is not None:
+            # pickled by our own process; with collectives, without stacks, not only active ones
+            found += pickle.loads(dump(True, False, False))["entries"]
+    return found
 
 
 def axis_of(description: str) -> str:

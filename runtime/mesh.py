@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from math import prod
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
@@ -153,11 +152,9 @@ def expert_mesh(layout: Layout, device: torch.device) -> DeviceMesh | None:
     """Deal the same ranks out again over the expert axes, as the layout did for its proofs."""
     if layout.expert_axes is None:
         return None
-    from parctl.topology.placement.experts import expert_grid  # most models have no experts
+    from parctl.topology.placement.experts import expert_positions  # most models have no experts
 
-    positions = expert_grid(layout.axes, layout.expert_axes, np.arange(layout.world_size))
-    for axis in range(positions.ndim):  # torch sorts groups: an axis made of two may be out of order
-        positions = np.sort(positions, axis=axis)
+    positions = expert_positions(layout.axes, layout.expert_axes)
     sizes = dict(layout.expert_axes)
     replicas = layout.axes.get("dp", 1)
     if replicas > 1 and layout.axes.get("fsdp", 1) > 1 and sizes["edp"] % replicas == 0:

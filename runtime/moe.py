@@ -80,6 +80,16 @@ class Moe(nn.Module):
         self.enter_choices: Exchange = nothing  # the same for integers
         self.leave: Exchange = nothing
         self.dispatch: Dispatch = on_this_device
+        # where places are dealt out otherwise: the expert at each place, the place of each expert
+        self.order: tuple[int, ...] | None = None
+        self.places: Tensor | None = None  # [E + 1], the last for dropped choices
+
+    def reset(self) -> None:
+        """Give what is no parameter its first values, once there is memory."""
+        self.router.reset()
+        if self.order is not None:
+            places = sorted(range(len(self.order)), key=self.order.__getitem__)
+            self.places = torch.tensor([*places, len(places)], device=self.router.weight.device)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         routing = self.router(x_BSD)
@@ -96,6 +106,8 @@ class Moe(nn.Module):
     def route(self, x_TD: Tensor, experts_Tk: Tensor, weights_Tk: Tensor) -> Tensor:
         """Send every token to its experts and add up what they answer, `[T, D]`."""
         num_experts, top_k = self.moe.num_experts, experts_Tk.shape[1]
+        if self.places is not None:
+            experts_Tk = self.places[experts_Tk]
         queue, order = experts_Tk.flatten().sort(stable=True)
         if self.moe.capacity_factor is not None:  # the dropped ones are at the end
             order = order[: int((queue < num_experts).sum())]
@@ -126,16 +138,3 @@ class PlaceRows(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (places,) = ctx.saved_tensors
         return gradients[0].index_select(0, places), None, None
-
-
-def load_totals(routers: list[Router]) -> Tensor:
-    """Sums over layers, of the step so far: busiest expert over mean load, and dropped share."""
-    load_L2E = torch.stack([router.load for router in routers]).double()
-    chosen_LE, dropped_LE = load_L2E.unbind(dim=1)
-    total_L = chosen_LE.sum(dim=1)
-    return torch.stack(
-        (
-            (chosen_LE.amax(dim=1) / chosen_LE.mean(dim=1)).sum(),
-            (dropped_LE.sum(dim=1) / total_L).sum(),
-        )
-    )

@@ -22,6 +22,7 @@ from parctl.runtime import (
     context_parallel,
     data_parallel,
     expert_parallel,
+    expert_placement,
     float8,
     initialize,
     operator_parallel,
@@ -29,8 +30,9 @@ from parctl.runtime import (
     tensor_parallel,
     tied,
 )
+from parctl.runtime.expert_load import load_totals
 from parctl.runtime.mesh import RankMesh
-from parctl.runtime.moe import load_totals
+from parctl.runtime.router import Router
 from parctl.runtime.tied import TiedEmbedding
 from parctl.runtime.transformer import Part, Transformer
 
@@ -64,6 +66,37 @@ class ParallelModel:
             for stage in self.stages
             for name, moe in expert_parallel.experts_of(stage)
             if moe.router.bias is not None
+        }
+
+    def expert_orders(self) -> expert_placement.Orders:
+        """Return the order of experts by parameter, where it is not that of checkpoints."""
+        return {
+            recompute.canonical_name(f"{name}.experts.{part}"): moe.order
+            for stage in self.stages
+            for name, moe in expert_parallel.experts_of(stage)
+            for part, _ in moe.experts.named_parameters()
+            if moe.order is not None
+        }
+
+    def to_places(self, state: Mapping[str, Tensor]) -> None:
+        """Move what was read in the order of checkpoints to where this layout wants it."""
+        if self.mesh.experts is not None:
+            ep = self.mesh.experts["ep"].get_group()
+            expert_placement.to_places(state, self.expert_orders(), ep)
+
+    def in_checkpoint_order(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if self.mesh.experts is None:
+            return state
+        ep = self.mesh.experts["ep"].get_group()
+        return expert_placement.in_checkpoint_order(state, self.expert_orders(), ep)
+
+    def routers(self) -> dict[int, Router]:
+        """Return this rank's routers by layer."""
+        return {
+            expert_parallel.layer_of(recompute.canonical_name(name)): moe.router
+            for stage in self.stages
+            for name, moe in expert_parallel.experts_of(stage)
+            if name.startswith("blocks.")
         }
 
     def expert_load(self) -> Tensor:
@@ -124,13 +157,15 @@ def parallelize(
             name: value for name, value in named_parameters(stage) if not tied.is_copy(stage, name)
         }
     initialize.fill(own, num_layers=model.num_layers, seed=train.seed)
-    return ParallelModel(
+    made = ParallelModel(
         stages=tuple(stages),
         mesh=mesh,
         own=own,
         partial_over_tp=frozenset(partial & own.keys()),
         tied=tied.connect(stages, model, parallelism, mesh),
     )
+    made.to_places(own)
+    return made
 
 
 def own_parts(

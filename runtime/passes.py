@@ -74,7 +74,7 @@ def run_stage(stage: Transformer, x: Tensor, batch: MicroBatch) -> Tensor:
 
 def loss_sum(stage: Transformer, out: Tensor, batch: MicroBatch, mesh: RankMesh) -> Tensor:
     """Return the loss sum of a micro-batch from what the last stage returned."""
-    vocab_size = stage.model.vocab_size
+    vocab_size = stage.num_logits
     if not stage.mtp or not stage.training:
         return token_loss_sum(out, batch.targets, mesh, vocab_size)
     assert batch.following is not None

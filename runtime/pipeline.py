@@ -5,10 +5,10 @@
     I W the same in two halves (`runtime.weight_gradients`)
 
 What the table says and how its exchanges are ordered is pure arithmetic (`planner.schedules`,
-`planner.exchanges`), so this module only executes. torch.distributed.pipelining is not used, since
-its stages exchange gradients over the data axes once per step at the earliest, divide or do not
-divide by the number of micro-batches, probe shapes with a forward pass, know neither the number of
-the micro-batch (which seeds dropout) nor stages that recompute under a split backward pass.
+`planner.exchanges`), so this module only executes. torch.distributed.pipelining does not execute
+it, because its stages do not know which micro-batch they run (which seeds dropout), exchange
+gradients over the data axes once per step only, and split a backward pass at a high price
+(`runtime.weight_gradients`).
 
 The stream is `[B, S, D]`, of this rank's tokens under SP. Sends are never waited for before a step
 ends, so a rank that computes never stands still for a slow receiver.
@@ -149,7 +149,7 @@ class Pipeline:
         return 2 * sender + (direction == "B")
 
     def _empty_stream(self, stage: Transformer, batch: MicroBatch) -> Tensor:
-        num_rows, num_tokens = batch.tokens.shape
+        num_rows, num_tokens = len(batch.tokens), stage.num_tokens(batch.tokens)
         shape = (num_rows, num_tokens // stage.stream_shards, stage.model.dim)
         return torch.empty(shape, dtype=self._dtype, device=self._mesh.device)
 
@@ -159,13 +159,14 @@ class Pipeline:
             work.wait()
         return tensor
 
-    def _hand_on(self, flow: Flow, sender: int, target: int, place: Place, tensor: Tensor) -> None:
-        """Give a tensor to the stage `target`: on this rank at once, else with its send."""
+    def _hand_on(self, flow: Flow, place: Place, target: int, tensor: Tensor) -> None:
+        """Give what a stage made to `target`: on this rank at once, else with its send."""
         assert tensor.dtype == self._dtype, (tensor.dtype, self._dtype)
+        _, direction, index = place
         if target in self._stages:
-            flow.arrived[target, place[1], place[2]] = (tensor, None)
+            flow.arrived[target, direction, index] = (tensor, None)
         else:
-            flow.leaving[sender, place[1], place[2]] = tensor.contiguous()
+            flow.leaving[place] = tensor.contiguous()
 
     def _forward(self, flow: Flow, action: Action, num_tokens: int) -> None:
         index, key = action.micro_batch, (action.stage, action.micro_batch)
@@ -186,9 +187,7 @@ class Pipeline:
             return
         if training:
             flow.roots[key] = get_gradient_edge(out)  # not `out`, whose memory may go
-        self._hand_on(
-            flow, action.stage, action.stage + 1, (action.stage, "F", index), out.detach()
-        )
+        self._hand_on(flow, (action.stage, "F", index), action.stage + 1, out.detach())
 
     def _backward(self, flow: Flow, action: Action) -> None:
         index, key = action.micro_batch, (action.stage, action.micro_batch)
@@ -204,7 +203,7 @@ class Pipeline:
         if action.stage > 0:
             x = flow.inputs.pop(key)
             assert x.grad is not None
-            self._hand_on(flow, action.stage, action.stage - 1, (action.stage, "B", index), x.grad)
+            self._hand_on(flow, (action.stage, "B", index), action.stage - 1, x.grad)
         if weights is not None:
             flow.pending[key] = weights.take()
             if action.kind == "B":

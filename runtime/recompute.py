@@ -161,8 +161,11 @@ def apply(
     """
     # random states are only put back where something is drawn: on accelerators that waits for them
     draws = model.model.dropout > 0
-    for layer, block in model.blocks.items():
-        mode = train.recompute_of(int(layer))
+    places: list[tuple[nn.Module, str]] = [(model.blocks, layer) for layer in model.blocks]
+    ahead = [(module, "block") for module in model.mtp.values()]
+    for (holder, name), block in zip([*places, *ahead], model.all_blocks(), strict=True):
+        # a module that predicts further tokens is one more layer
+        mode = train.recompute_of(int(name) if holder is model.blocks else model.model.num_layers)
         if mode == "none":
             continue
         if mode == "selective":
@@ -178,7 +181,7 @@ def apply(
             wrapped = checkpoint_wrapper(
                 block, checkpoint_fn=run_again, steps=steps, preserve_rng_state=draws
             )
-        model.blocks[layer] = wrapped
+        holder.add_module(name, wrapped)
 
 
 def keeping_steps(tp: DeviceMesh | None, *, offload: bool) -> tuple[tuple[Pack, Pack], ...]:

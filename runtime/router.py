@@ -54,6 +54,7 @@ class Router(nn.Module):
 
     bias: Tensor | None
     load: Tensor  # [2, E], of the step so far, on all ranks: choices, and of them the dropped
+    total: Tensor  # [E], choices of the steps of this attempt
 
     def __init__(self, model: ModelSpec) -> None:
         super().__init__()
@@ -67,6 +68,7 @@ class Router(nn.Module):
         bias = torch.empty(num_experts) if self.moe.router == "sigmoid" else None
         self.register_buffer("bias", bias)
         self.register_buffer("load", torch.empty(2, num_experts), persistent=False)
+        self.register_buffer("total", torch.empty(num_experts), persistent=False)
 
     def reset(self) -> None:
         """Give the buffers their first values."""
@@ -150,6 +152,7 @@ class Router(nn.Module):
     def finish_step(self) -> None:
         """Move the bias towards balance by the load of the step (2408.15664), and forget it."""
         load_E = self.load[0]
+        self.total += load_E
         if self.bias is not None:
             self.bias.add_((load_E.mean() - load_E).sign(), alpha=self.moe.bias_rate)
         self.load.zero_()

@@ -7,8 +7,9 @@ from parctl.recipes.parameters import is_sparse
 from parctl.recipes.spec import ModelSpec, ParallelismSpec, Recipe, TrainSpec
 
 WORKS_TODAY = (
-    "Llama and GPT models with DP, FSDP (ZERO1, ZERO2, ZERO3), HSDP, TP, TP+SP, CP, PP with "
-    "every schedule, LAYER and their products, in fp32, bf16 or fp64, with recompute none, selective, full or partitioned"
+    "Llama, GPT and MoE models with DP, FSDP (ZERO1, ZERO2, ZERO3), HSDP, TP, TP+SP, CP, EP, PP "
+    "with every schedule, LAYER and their products, in fp32, bf16 or fp64, with recompute none, "
+    "selective, full or partitioned"
 )
 
 
@@ -51,13 +52,11 @@ def unbuilt_forms(recipe: Recipe, degrees: Mapping[str, int]) -> list[str]:
         forms.append(f"operator {parallelism.operator} with ep {degrees['ep']}")
     if recipe.model:
         forms += unbuilt_model_parts(recipe.model)
+        if recipe.model.vision:
+            split = {"SP": parallelism.sp, "CP": degrees.get("cp", 1) > 1}
+            forms += [f"{name} of an image's patches" for name, asked in split.items() if asked]
     if recipe.train and recipe.train.precision == "fp16":
         forms.append("train.precision fp16 (it needs loss scaling; bf16 has the range of fp32)")
-    if recipe.data and (
-        recipe.data.format == "parquet"
-        or any(path.endswith(".parquet") for path in recipe.data.train + recipe.data.validation)
-    ):
-        forms.append("data.format parquet")
     directory = recipe.checkpoint.dir if recipe.checkpoint else None
     if directory and "://" in directory and not directory.startswith("file://"):
         forms.append(f"checkpoint.dir {directory} (object stores)")
@@ -66,13 +65,12 @@ def unbuilt_forms(recipe: Recipe, degrees: Mapping[str, int]) -> list[str]:
 
 def unbuilt_model_parts(model: ModelSpec) -> list[str]:
     """List the parts of a model that the runtime has no block for."""
-    if model.family not in ("llama", "gpt", "moe"):
+    if model.family not in ("llama", "gpt", "moe", "vit"):
         return [f"model family {model.family}"]
     parts = {
         "relative positions": model.positions == "relative",
         "an encoder": model.num_encoder_layers > 0,
         "experts with biases": model.moe is not None and model.bias,
-        "images (vision)": model.vision is not None,
     }
     return [f"model with {name}" for name, present in parts.items() if present]
 
@@ -100,6 +98,11 @@ def uneven_sizes(
         problems.append(
             f"model.num_kv_heads = {model.num_kv_heads} neither divides tp = {tp} "
             "nor is divided by it"
+        )
+    if model.vision and train.seq_len != model.max_seq_len:
+        problems.append(
+            f"train.seq_len = {train.seq_len}, but an image has {model.max_seq_len} tokens, "
+            "its patches and the class token"
         )
     if model.positions == "learned" and train.seq_len > model.max_seq_len:
         problems.append(

@@ -69,7 +69,7 @@ def apply(model: Transformer, tp: DeviceMesh, *, sequence_parallel: bool) -> fro
     enter: Exchange = partial(call, Gather if sequence_parallel else Copy, group)
     leave: Exchange = partial(call, Scatter if sequence_parallel else Reduce, group)
 
-    if model.embedding is not None:
+    if isinstance(model.embedding, Embedding):
         split_embedding(model.embedding, tp, leave)
     if model.head is not None:
         split(model.head, tp, OUTPUTS)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from parctl.errors import ParctlError, UsageError
 from parctl.recipes.spec import TrainSpec, to_json
-from parctl.runtime import huggingface
+from parctl.runtime import expert_load, huggingface
 from parctl.runtime.checkpoint import Progress, read_progress, refuse_other_model, tensors
 from parctl.runtime.data import Batches
 from parctl.runtime.mesh import set_timeout
@@ -77,6 +77,9 @@ def train(training: Training, *, stop: Callable[[], bool]) -> Outcome:
             training.checkpoints.finish()
             return Outcome.STOPPED
     training.checkpoints.finish()
+    if training.model_spec.moe:
+        path = training.run_dir / expert_load.FILE
+        expert_load.write(training.model.routers(), training.model_spec.num_layers, path)
     return Outcome.FINISHED
 
 
@@ -91,6 +94,7 @@ def resume(training: Training) -> int:
         if training.saving.init_from:
             weights = {**training.model.parameters(), **training.model.buffers()}
             huggingface.load(Path(training.saving.init_from), training.model_spec, weights)
+            training.model.to_places(weights)
             training.reporter.say(f"starting from the weights in {training.saving.init_from}")
         return 1
     progress = read_progress(path)
@@ -100,7 +104,9 @@ def resume(training: Training) -> int:
             hint="set checkpoint.resume: true to continue it, or name another directory",
         )
     refuse_other_model(path, progress.model, training.model_spec)
-    training.checkpoints.load(path, state_of(training))
+    state = state_of(training)
+    training.checkpoints.load(path, state)
+    training.model.to_places(state)
     set_step(training.optimizer, progress.step)
     if (progress.seq_len, progress.cursor) != (
         training.spec.seq_len,
@@ -155,7 +161,7 @@ def accumulate_gradients(training: Training, step: int) -> Tensor:
     training.optimizer.zero_grad()
     model.train()
     loss_sum = training.passes.train(
-        batches, step=step, num_tokens=spec.global_batch * spec.seq_len
+        batches, step=step, num_tokens=spec.global_batch * training.targets_per_row
     )
     model.finish_gradients()
     return loss_sum
@@ -182,7 +188,7 @@ def validate(training: Training, batches: Batches) -> float:
     total = torch.zeros((), dtype=torch.float64, device=model.mesh.device)
     num_tokens = 0
     for index in range(training.spec.validate_batches):
-        in_batch = batches.validation_tokens(index)
+        in_batch = batches.validation_rows(index) * training.targets_per_row
         if in_batch == 0:
             break
         num_tokens += in_batch
@@ -203,7 +209,8 @@ def save(training: Training, step: int) -> None:
         seq_len=spec.seq_len,
         model=to_json(training.model_spec),
     )
-    training.checkpoints.save(progress, state_of(training))
+    state = training.model.in_checkpoint_order(state_of(training))
+    training.checkpoints.save(progress, state)
 
 
 def cursor_before(spec: TrainSpec, step: int) -> int:

@@ -10,9 +10,10 @@ from parctl.recipes.spec import CheckpointSpec, DataSpec, ModelSpec, TrainSpec
 from parctl.runtime.checkpoint import Checkpoints
 from parctl.runtime.checkpoint_directory import local_path
 from parctl.runtime.context_parallel import sequence_part
-from parctl.runtime.data import Batches, Reading
+from parctl.runtime.data import Batches, Reading, TextBatches
 from parctl.runtime.data_check import common_format, find_end_token
 from parctl.runtime.documents import list_files
+from parctl.runtime.images import open_images
 from parctl.runtime.mesh import RankMesh
 from parctl.runtime.metrics import Reporter
 from parctl.runtime.optimizer import AdamW, make_optimizer
@@ -35,6 +36,7 @@ class Training:
     checkpoints: Checkpoints
     reporter: Reporter
     run: str
+    run_dir: Path
 
     @property
     def spec(self) -> TrainSpec:
@@ -45,6 +47,11 @@ class Training:
     def saving(self) -> CheckpointSpec:
         assert self.plan.recipe.checkpoint
         return self.plan.recipe.checkpoint
+
+    @property
+    def targets_per_row(self) -> int:
+        """What one row of a batch predicts: a token at every place, or the class of an image."""
+        return 1 if self.model_spec.vision else self.spec.seq_len
 
     @property
     def model_spec(self) -> ModelSpec:
@@ -96,6 +103,7 @@ def prepare(
         ),
         reporter=reporter,
         run=run,
+        run_dir=run_dir,
     )
 
 
@@ -129,6 +137,8 @@ def open_batches(
             barrier=dist.barrier,
         )
 
+    if model.vision is not None:
+        return open_images(data, spec, model.vision, mesh)
     tokens = stream(data.train)
     if data.validation:
         held_out = stream(data.validation)
@@ -140,5 +150,5 @@ def open_batches(
     reading = Reading(part=part, end_token=end_token, num_following=model.num_mtp_layers)
     validation = None
     if spec.validate_every:
-        validation = Batches(held_out, spec, mesh, what="validation", reading=reading)
-    return Batches(tokens, spec, mesh, what="train", reading=reading), validation
+        validation = TextBatches(held_out, spec, mesh, what="validation", reading=reading)
+    return TextBatches(tokens, spec, mesh, what="train", reading=reading), validation

@@ -36,6 +36,7 @@ from parctl.runtime.norm import Norm
 from parctl.runtime.rope import Rotation, rotation
 from parctl.runtime.sequence import WHOLE, SequencePart
 from parctl.runtime.streams import side_by_side
+from parctl.runtime.vision import PatchEmbedding
 
 
 class Embedding(nn.Module):
@@ -165,7 +166,8 @@ class Transformer(nn.Module):
         first, last = self.part.first, self.part.last
         # a last stage that uses the embedding keeps a copy of it, under its name
         has_embedding = first or (last and shares_embedding(model))
-        self.embedding = Embedding(model) if has_embedding else None
+        kind = Embedding if model.vision is None else PatchEmbedding
+        self.embedding = kind(model) if has_embedding else None
         self.positions = Positions(model) if first and model.positions == "learned" else None
         self.dropout = Dropout(model.dropout)
         block_type = ParallelBlock if model.parallel_blocks else Block
@@ -184,8 +186,19 @@ class Transformer(nn.Module):
         )
         self.kernel: Kernel = LocalKernel(causal=model.causal)
         self.enter_head: Exchange = nothing
-        self.head = Linear(model.dim, model.vocab_size, bias=False) if last else None
+        has_bias = model.vision is not None
+        self.head = Linear(model.dim, self.num_logits, bias=has_bias) if last else None
         self.tie()
+
+    @property
+    def num_logits(self) -> int:
+        """The width of the whole head: the vocabulary, or the classes of images."""
+        vision = self.model.vision
+        return self.model.vocab_size if vision is None else vision.num_classes
+
+    def num_tokens(self, tokens: Tensor) -> int:
+        """How many tokens of the stream the first stage makes of its input."""
+        return tokens.shape[1] if self.model.vision is None else self.model.max_seq_len
 
     def tie(self) -> None:
         """Let the head use the embedding's weight when the model says so.
@@ -206,12 +219,15 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """`x` is tokens `[B, S]` in the first stage, the stream `[B, S, D]` in the others.
 
+        Of images `[B, C, I, I]` the last stage gives logits `[B, 1, classes]`.
+
+
         The other arguments are equal for all stages: those of `MicroBatch.context()`. `documents`
         `[B, T]` numbers the document of every token of the whole sequence, here or on other cp
         ranks; without it a token sees across borders. `following` `[B, S, 1 + K]` holds the tokens
         after each, which multi-token prediction reads.
         """
-        num_tokens = x.shape[1] * (1 if self.part.first else self.stream_shards)
+        num_tokens = self.num_tokens(x) if self.part.first else x.shape[1] * self.stream_shards
         positions_S = self.sequence.positions(num_tokens, x.device)
         x_BSD = self.embed(x, positions_S) if self.part.first else x
         turn = None
@@ -224,6 +240,8 @@ class Transformer(nn.Module):
         if self.head is None:
             return x_BSD
         h_BSD = cast(Norm, self.final_norm)(x_BSD)
+        if self.model.vision is not None:
+            h_BSD = h_BSD[:, :1]  # the class token's
         logits_BSV: Tensor = self.head(self.enter_head(h_BSD))
         if not self.mtp or not self.training:
             return logits_BSV

@@ -37,7 +37,8 @@ class WeightGradients:
             if isinstance(module, Linear):
                 module.multiply = self.multiply
 
-    @torch.compiler.disable  # the list of what is put off is no part of a compiled graph
+    # the list of what is put off is no part of a compiled graph
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         """Return `x W^T`, whose backward pass leaves W's gradient to `finish`."""
         if not (torch.is_grad_enabled() and x.requires_grad and weight.requires_grad):

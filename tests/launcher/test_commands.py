@@ -19,6 +19,17 @@ from parctl.launcher.backend import State
 from parctl.launcher.run_directory import runs_root
 
 Capture = pytest.CaptureFixture[str]
+# a sitecustomize: the supervisor knows its run, and takes its time over becoming the owner
+SLOW_TO_TAKE_OVER = """\
+import sys, time
+
+class Slow:
+    def find_spec(self, name, path, target=None):
+        if name == "parctl.launcher.supervision":
+            time.sleep(1.5)
+
+sys.meta_path.insert(0, Slow())
+"""
 
 
 @pytest.fixture
@@ -280,8 +291,7 @@ def test_a_launch_that_is_interrupted_before_it_printed_the_id_leaves_no_run_beh
     recipe: str, tmp_path: Path
 ) -> None:
     does(recipe, "sleep")
-    slow = "import sys, time\nif 'parctl.launcher.supervisor' in sys.orig_argv: time.sleep(1.5)\n"
-    (tmp_path / "sitecustomize.py").write_text(slow)
+    (tmp_path / "sitecustomize.py").write_text(SLOW_TO_TAKE_OVER)
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     words = [sys.executable, "-m", "parctl", "launch", recipe, "--run-id", "r1"]
     with subprocess.Popen(words, env={**os.environ, "PYTHONPATH": path}) as launcher:

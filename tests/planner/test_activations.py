@@ -61,8 +61,9 @@ def test_sequence_parallelism_splits_the_norm_inputs_too() -> None:
 
 
 def test_context_parallelism_divides_the_tokens() -> None:
+    """A ring also keeps keys and values as they are, not repeated: 2 x 4 heads x 16 fewer."""
     whole = layer_activations(shapes(Degrees()), 0).stored
-    assert layer_activations(shapes(Degrees(cp=4)), 0).stored * 4 == whole
+    assert layer_activations(shapes(Degrees(cp=4)), 0).stored * 4 == whole - 128 * KIB
 
 
 def test_full_recompute_keeps_the_input_and_works_on_one_layer() -> None:

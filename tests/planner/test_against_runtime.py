@@ -18,7 +18,7 @@ from tests.runtime.moe_models import MIXTRAL
 from parctl.planner.degrees import Degrees, with_degrees
 from parctl.planner.memory import StageMemory, estimate_memory
 from parctl.recipes.loader import load_recipe
-from parctl.recipes.spec import ModelSpec, Precision, Recipe, Recompute
+from parctl.recipes.spec import MlaSpec, ModelSpec, Precision, Recipe, Recompute
 
 GPT = {
     "family": "gpt",
@@ -29,6 +29,12 @@ GPT = {
     "num_kv_heads": 8,
 }
 EXPERTS = {"family": "moe", "moe": replace(MIXTRAL, expert_ffn_dim=192)}
+MLA = {
+    "num_kv_heads": 8,
+    "mla": MlaSpec(
+        q_lora_rank=48, kv_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16
+    ),
+}
 CASES: list[tuple[dict[str, int], bool, Recompute, Precision, dict[str, Any]]] = [
     ({"dp": 2}, False, "none", "fp32", {}),
     ({"fsdp": 2}, False, "none", "fp32", {}),
@@ -45,6 +51,10 @@ CASES: list[tuple[dict[str, int], bool, Recompute, Precision, dict[str, Any]]] =
     ({"fsdp": 2, "tp": 2}, True, "selective", "bf16", {}),
     ({"fsdp": 4, "tp": 4}, True, "full", "fp64", {}),
     ({"dp": 2, "fsdp": 2, "tp": 2}, True, "selective", "fp32", {}),
+    ({"fsdp": 2}, False, "none", "fp32", MLA),
+    ({"tp": 2}, True, "selective", "bf16", MLA),
+    ({"tp": 2}, True, "none", "fp32", {"qk_norm": True}),
+    ({"cp": 2}, False, "none", "fp32", MLA),
     ({"cp": 2}, False, "none", "fp32", {}),
     ({"fsdp": 2, "cp": 2}, False, "selective", "fp32", {}),
     ({"cp": 2, "tp": 2}, True, "selective", "bf16", {}),

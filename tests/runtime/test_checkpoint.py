@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 from tests.runtime.harness import read_logs, read_metrics, run_plan, train_to_end
 from tests.runtime.plans import GPT, LLAMA, plan
 from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -52,24 +51,6 @@ def test_resuming_on_the_same_layout_repeats_every_bit(text: Path, tmp_path: Pat
     resumed = curve(train_to_end(made, tmp_path / "resumed"))
     assert sorted(resumed) == [4, 5, 6]
     assert all(resumed[step] == undisturbed[step] for step in resumed)
-
-
-def test_three_layouts_in_turn_continue_one_curve(text: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"train": SIX, "checkpoint": {"every": 2}}
-    expected = curve(train_to_end(plan(text, {}, train=SIX), tmp_path / "one"))
-    layouts = [
-        ({"fsdp": 2}, False, [1, 2, 3, 4, 5, 6]),
-        ({"fsdp": 2, "tp": 2}, True, [3, 4, 5, 6]),
-        ({"dp": 2}, False, [5, 6]),
-    ]
-    for index, (axes, sp, steps) in enumerate(layouts):
-        run_dir = tmp_path / str(index)
-        if index:
-            give(tmp_path / str(index - 1), 2 * index, run_dir)
-        got = curve(train_to_end(plan(text, axes, sp=sp, **options), run_dir))
-        assert sorted(got) == steps
-        for step in steps:
-            assert got[step] == pytest.approx(expected[step], rel=1e-10), (axes, step)
 
 
 def test_a_checkpoint_says_where_training_stands(text: Path, tmp_path: Path) -> None:

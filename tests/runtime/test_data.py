@@ -11,7 +11,7 @@ from tests.runtime.plans import TRAIN
 
 from parctl.errors import UsageError
 from parctl.recipes.spec import DataSpec
-from parctl.runtime.data import Batches, shuffled
+from parctl.runtime.data import TextBatches, shuffled
 from parctl.runtime.mesh import RankMesh
 from parctl.runtime.tokenizer import ByteTokenizer, load_tokenizer
 from parctl.runtime.tokens import TokenStream, open_stream
@@ -166,12 +166,12 @@ def counting_stream(tmp_path: Path, num_tokens: int) -> TokenStream:
     return stream(tmp_path, path)
 
 
-def rows(batches: Batches, cursor: int) -> list[list[int]]:
+def rows(batches: TextBatches, cursor: int) -> list[list[int]]:
     return [row for batch in batches.training(cursor) for row in batch.tokens.tolist()]
 
 
 def test_targets_are_the_next_tokens(tmp_path: Path) -> None:
-    batches = Batches(counting_stream(tmp_path, 200), TRAIN, mesh(), what="train")
+    batches = TextBatches(counting_stream(tmp_path, 200), TRAIN, mesh(), what="train")
     for batch in batches.training(0):
         assert batch.tokens.shape == (2, 16)
         assert torch.equal(batch.targets[:, :-1], batch.tokens[:, 1:])
@@ -180,23 +180,36 @@ def test_targets_are_the_next_tokens(tmp_path: Path) -> None:
 
 def test_the_global_batch_does_not_depend_on_the_number_of_data_ranks(tmp_path: Path) -> None:
     tokens = counting_stream(tmp_path, 250)
-    whole = rows(Batches(tokens, TRAIN, mesh(), what="train"), cursor=16)
-    parts = [rows(Batches(tokens, TRAIN, mesh(rank, 4), what="train"), 16) for rank in range(4)]
+    whole = rows(TextBatches(tokens, TRAIN, mesh(), what="train"), cursor=16)
+    parts = [rows(TextBatches(tokens, TRAIN, mesh(rank, 4), what="train"), 16) for rank in range(4)]
     assert [len(part) for part in parts] == [2, 2, 2, 2]
     assert [row for part in parts for row in part] == whole
 
 
+def test_micro_batches_of_all_ranks_together_are_slices_of_the_global_batch(
+    tmp_path: Path,
+) -> None:
+    """8 sequences, 2 ranks, 2 per micro-batch: rank 0 has 0 1 and 4 5, rank 1 has 2 3 and 6 7."""
+    tokens = counting_stream(tmp_path, 250)
+    whole = rows(TextBatches(tokens, TRAIN, mesh(), what="train"), cursor=8)
+    first, second = (
+        rows(TextBatches(tokens, TRAIN, mesh(rank, 2), what="train"), 8) for rank in (0, 1)
+    )
+    assert first == whole[0:2] + whole[4:6]
+    assert second == whole[2:4] + whole[6:8]
+
+
 def test_an_epoch_uses_every_sequence_once_and_the_next_in_another_order(tmp_path: Path) -> None:
     """241 tokens are 15 sequences of 16 and a target; two epochs are 30 of the 32 in 4 batches."""
-    batches = Batches(counting_stream(tmp_path, 241), TRAIN, mesh(), what="train")
+    batches = TextBatches(counting_stream(tmp_path, 241), TRAIN, mesh(), what="train")
     first_tokens = [row[0] for cursor in (0, 8, 16, 24) for row in rows(batches, cursor)]
     assert sorted(first_tokens[:15]) == sorted(first_tokens[15:30]) == list(range(0, 240, 16))
     assert first_tokens[:15] != first_tokens[15:30]
 
 
 def test_a_short_last_validation_batch_counts_its_own_tokens_only(tmp_path: Path) -> None:
-    batches = Batches(counting_stream(tmp_path, 11 * 16 + 1), TRAIN, mesh(), what="validation")
-    assert [batches.validation_tokens(index) for index in range(3)] == [8 * 16, 3 * 16, 0]
+    batches = TextBatches(counting_stream(tmp_path, 11 * 16 + 1), TRAIN, mesh(), what="validation")
+    assert [batches.validation_rows(index) for index in range(3)] == [8, 3, 0]
     targets = torch.cat([batch.targets for batch in batches.validation(1)])
     assert (targets >= 0).sum() == 3 * 16
     assert all(int(batch.tokens.min()) >= 0 for batch in batches.validation(1))
@@ -204,7 +217,7 @@ def test_a_short_last_validation_batch_counts_its_own_tokens_only(tmp_path: Path
 
 def test_text_shorter_than_a_sequence_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"data.train holds 16 tokens, .* = 17"):
-        Batches(counting_stream(tmp_path, 16), TRAIN, mesh(), what="train")
+        TextBatches(counting_stream(tmp_path, 16), TRAIN, mesh(), what="train")
 
 
 def test_the_byte_tokenizer_gives_bytes() -> None:

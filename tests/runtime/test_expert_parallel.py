@@ -5,6 +5,8 @@ the balance losses depend on which tokens are counted together. `test_moe` gives
 routing margin of each model: no choice hangs on rounding.
 """
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.runtime.exchanges import count_exchanges
 from tests.runtime.harness import run_ranks, train_to_end
 from tests.runtime.moe_models import MODELS, moe_model
 from tests.runtime.plans import plan
@@ -52,9 +55,8 @@ def assert_equal(metrics: Metrics, expected: Metrics, tolerance: float = 1e-10) 
 
 
 SP = {"sp": True}
-FORMS: dict[str, tuple[ModelSpec, dict[str, int], dict[str, int], dict[str, Any]]] = {
+FORMS: dict[str, tuple[ModelSpec, dict[str, int], dict[str, Any], dict[str, Any]]] = {
     # without ep: experts are split as the MLP is
-    "dp2": (MIXTRAL, {"dp": 2}, {}, {}),
     "fsdp2": (MIXTRAL, {"fsdp": 2}, {}, {}),
     "fsdp2 x tp2": (DEEPSEEK, {"fsdp": 2, "tp": 2}, {}, {}),
     "tp2+sp": (DEEPSEEK, {"tp": 2}, {}, SP),
@@ -75,7 +77,6 @@ FORMS: dict[str, tuple[ModelSpec, dict[str, int], dict[str, int], dict[str, Any]
     "dp2 x tp2+sp x ep2": (DEEPSEEK, {"dp": 2, "tp": 2}, {"ep": 2}, SP),
     "fsdp2 x tp2 x ep2": (DEEPSEEK, {"fsdp": 2, "tp": 2}, {"ep": 2}, {}),
     "capacity fsdp2 x tp2+sp x ep2": (CAPACITY, {"fsdp": 2, "tp": 2}, {"ep": 2}, SP),
-    "capacity fsdp2 x tp2 x ep2": (SWITCH, {"fsdp": 2, "tp": 2}, {"ep": 2}, {}),
     # experts split over tp
     "ep2 x etp2": (DEEPSEEK, {"fsdp": 2, "tp": 2}, {"ep": 2, "etp": 2}, {}),
     "ep2 x etp2, sp": (MIXTRAL, {"dp": 2, "tp": 2}, {"ep": 2, "etp": 2}, SP),
@@ -175,6 +176,74 @@ def test_a_checkpoint_with_experts_apart_continues_on_another_layout(
     for ours, reference in zip(metrics, one_process(DEEPSEEK, {"micro_batch": 8})[2:], strict=True):
         assert ours["loss"] == pytest.approx(reference["loss"], rel=1e-10)
         assert ours["grad_norm"] == pytest.approx(reference["grad_norm"], rel=1e-10)
+
+
+@pytest.mark.parametrize("axes", [{"fsdp": 2}, {"dp": 2, "tp": 2}], ids=str)
+def test_another_placement_computes_the_same_and_its_checkpoints_are_the_same(
+    axes: dict[str, int], text: Path, tmp_path: Path, one_process: Reference
+) -> None:
+    """Two steps with experts dealt out round-robin, then two with experts by load."""
+    saves = {"dir": str(tmp_path / "saved"), "every": 2, "at_end": True}
+    train = {"micro_batch": 4}
+    robin = {"ep": 2, "expert_placement": "round-robin"}
+    made = plan(text, axes, model=DEEPSEEK, spec=robin, train=train, checkpoint=saves)
+    expected = one_process(DEEPSEEK, {"micro_batch": 8})
+    assert_equal(train_to_end(made, tmp_path / "first"), expected)
+    load = json.loads((tmp_path / "first" / "expert_load.json").read_text())
+    assert [len(row) for row in load] == [0, 8]
+    assert sum(load[1]) == 4 * 8 * 16 * 3  # steps, sequences, tokens, choices
+
+    shutil.rmtree(tmp_path / "saved" / "step-00000004")  # the one after two steps is left
+    by_load = {
+        "ep": 2,
+        "expert_placement": "load-balanced",
+        "expert_load": tuple(map(tuple, load)),
+    }
+    other = plan(text, {"fsdp": 2}, model=DEEPSEEK, spec=by_load, train=train, checkpoint=saves)
+    metrics = train_to_end(other, tmp_path / "other")
+    assert [line["step"] for line in metrics] == [3, 4]
+    for ours, reference in zip(metrics, expected[2:], strict=True):
+        assert ours["loss"] == pytest.approx(reference["loss"], rel=1e-10)
+        assert ours["grad_norm"] == pytest.approx(reference["grad_norm"], rel=1e-10)
+
+
+LAYERS = 2
+UNITS = LAYERS + 2  # embedding, layers, head
+
+
+@pytest.mark.parametrize(
+    ("axes", "expert", "expected"),
+    [
+        # a layer: all-to-all of counts, rows there, rows back, and both back in the backward pass;
+        # the load is added up once; replicas that no expert has a part in
+        ({"dp": 2}, {"ep": 2}, {"A2A": 5 * LAYERS, "AR": LAYERS + UNITS}),
+        # the experts' gradients of both replicas in one all-reduce after the step
+        ({"dp": 4}, {"ep": 2}, {"A2A": 5 * LAYERS, "AR": LAYERS + UNITS + 1}),
+        # experts are gathered and scattered apart, because other ranks share in them
+        (
+            {"fsdp": 4},
+            {"ep": 2},
+            {
+                "A2A": 5 * LAYERS,
+                "AR": LAYERS,
+                "AG": 4 * LAYERS + 2 + 1,
+                "RS": 2 * LAYERS + 2,
+            },
+        ),
+    ],
+    ids=str,
+)
+def test_exchanges_of_a_step_are_the_textbooks(
+    axes: dict[str, int],
+    expert: dict[str, int],
+    expected: dict[str, int],
+    text: Path,
+    tmp_path: Path,
+) -> None:
+    (size,) = axes.values()
+    train = {"micro_batch": 8 // size}  # one micro-batch
+    made = plan(text, axes, model=MIXTRAL, spec=expert, train=train)
+    assert run_ranks(count_exchanges, size, tmp_path, made, tmp_path) == [expected] * size
 
 
 def held(made: Plan) -> dict[str, list[int]]:

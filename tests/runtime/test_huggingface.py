@@ -12,6 +12,7 @@ import torch
 from tests.runtime.harness import read_logs, run_ranks, train_to_end
 from tests.runtime.plans import GPT, LLAMA, OPTIMIZER, plan
 
+from parctl.cli.main import run
 from parctl.errors import UsageError
 from parctl.launcher.launch import launch_plan
 from parctl.launcher.run_directory import runs_root
@@ -21,6 +22,7 @@ from parctl.recipes.spec import MlaSpec, ModelSpec, MoeSpec, to_json
 from parctl.runtime.huggingface_check import refuse_bad_weights
 from parctl.runtime.huggingface_export import export, read
 from parctl.runtime.huggingface_names import Pairs, weights
+from parctl.runtime.safetensors_files import list_tensors
 from parctl.runtime.transformer import Transformer
 
 MOE = MoeSpec(
@@ -258,6 +260,29 @@ def make_llama(folder: Path) -> None:
 
 def same_logits(first: Path, second: Path) -> bool:
     return their_logits(first) == their_logits(second)
+
+
+def run_command(words: list[str]) -> int:
+    return run(words)
+
+
+def test_the_command_exports_the_newest_checkpoint_in_bfloat16(text: Path, tmp_path: Path) -> None:
+    checkpoints = trained(text, tmp_path / "run", LLAMA)
+    words = ["export", str(checkpoints), str(tmp_path / "hub")]
+    assert run_ranks(run_command, 1, tmp_path / "first", words) == [0]
+    assert (
+        "LlamaForCausalLM of step-00000002: 21 tensors, 0.00 GB, 1 files"
+        in (tmp_path / "first" / "rank-0.log").read_text()
+    )
+    stored = list_tensors(tmp_path / "hub")
+    assert {tensor.dtype for tensor in stored.values()} == {"BF16"}
+    assert stored["model.layers.1.mlp.down_proj.weight"].shape == (32, 48)
+    assert json.loads((tmp_path / "hub" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert run_ranks(run_command, 1, tmp_path / "second", words) == [2]
+    assert "hub is there already" in (tmp_path / "second" / "rank-0.log").read_text()
+    words[1] = str(tmp_path / "hub")
+    assert run_ranks(run_command, 1, tmp_path / "third", words) == [2]
+    assert "hub holds no whole checkpoint" in (tmp_path / "third" / "rank-0.log").read_text()
 
 
 def test_rows_of_rotated_pairs_change_places() -> None:

@@ -145,7 +145,7 @@ def grouped_differences() -> list[float]:
             x = torch.randn(sum(counts), 16).to(dtype).requires_grad_()
             weight = torch.randn(4, 8, 16).to(dtype).requires_grad_()
             out = grouped_linear(x, weight, torch.tensor(counts))
-            (out * torch.arange(8)).sum().backward()
+            (out * torch.arange(8)).sum().backward()  # type: ignore[no-untyped-call]
             assert x.grad is not None and weight.grad is not None
             results.append((out.detach(), x.grad, weight.grad))
         for ours, exact in zip(*results, strict=True):

@@ -118,6 +118,11 @@ FORMS: dict[str, tuple[ModelSpec, dict[str, int], dict[str, Any]]] = {
     "ring2": (TWO, {"cp": 2}, {}),
     "ring2 x tp2+sp": (TWO, {"cp": 2, "tp": 2}, {"sp": True}),
     "full recompute": (TWO, {"fsdp": 2}, {"train": {"recompute": "full"}}),
+    "selective recompute tp2+sp": (
+        TWO,
+        {"tp": 2},
+        {"sp": True, "train": {"recompute": "selective"}},
+    ),
     "tied pp2": (TIED, {"pp": 2}, {}),
     "tied fsdp2": (TIED, {"fsdp": 2}, {}),
 }

@@ -75,9 +75,7 @@ def chain(
     for index, name in enumerate(names):
         run_dir = tmp_path / str(index)
         source = (tmp_path / str(index - 1), index) if index else None
-        got = train(
-            text, run_dir, layouts[name], model=model, every=1, steps=7, source=source
-        )
+        got = train(text, run_dir, layouts[name], model=model, every=1, steps=7, source=source)
         for step, numbers in got.items():
             assert numbers == pytest.approx(expected[step], rel=1e-10), (name, step)
 

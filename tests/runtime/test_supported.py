@@ -48,7 +48,6 @@ def test_scripts_are_the_users_own() -> None:
         ({"model": {"family": "t5"}}, {}, "model family t5"),
         ({"model": {"positions": "relative"}}, {}, "model with relative positions"),
         ({"train": {"precision": "fp16"}}, {}, "train.precision fp16"),
-        ({"data": {"train": ("x.parquet",)}}, {}, "data.format parquet"),
         ({"checkpoint": {"dir": "s3://bucket/x"}}, {}, "checkpoint.dir s3://bucket/x"),
         ({"task": "serve"}, {}, "task serve"),
     ],

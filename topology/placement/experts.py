@@ -62,6 +62,18 @@ def expert_grid(axes: Mapping[str, int], experts: Mapping[str, int], ranks: Grid
     return dealt.reshape(tuple(experts.values()))
 
 
+def expert_positions(axes: Mapping[str, int], experts: Mapping[str, int]) -> Grid:
+    """Positions in the mesh, dealt out, ascending along every axis.
+
+    An axis made of two (ep of data and tp ranks) may be out of order, but torch sorts the ranks of
+    a group. Its members stay the same.
+    """
+    grid = expert_grid(axes, experts, np.arange(prod(axes.values())))
+    for axis in range(grid.ndim):
+        grid = np.sort(grid, axis=axis)
+    return grid
+
+
 def expert_groups(layout: Layout, axis: str) -> list[list[int]]:
     """All groups of ranks along an axis of the expert view, as `Layout.groups` for the mesh."""
     assert layout.expert_axes is not None
@@ -71,6 +83,16 @@ def expert_groups(layout: Layout, axis: str) -> list[list[int]]:
         np.moveaxis(grid, position, -1).reshape(-1, grid.shape[position]).tolist()
     )
     return groups
+
+
+def expert_holders(layout: Layout) -> list[list[int]]:
+    """For every place along ep the ranks that hold its experts, or parts of them."""
+    assert layout.expert_axes is not None
+    positions = expert_positions(layout.axes, layout.expert_axes)
+    along = np.moveaxis(positions, list(layout.expert_axes).index("ep"), 0)
+    ranks = np.array(layout.ranks, dtype=np.int64)[along.reshape(along.shape[0], -1)]
+    holders: list[list[int]] = np.sort(ranks, axis=1).tolist()
+    return holders
 
 
 def _data_size(axes: Mapping[str, int]) -> int:

@@ -309,8 +309,12 @@ PRODUCTS = ("h100", "a100-80g", "l40s", "v100", "mi300x", "b200", "gb200", "cpu"
 PCIE_TREES = (("PIX", "NODE", "SYS"), ("PXB", "PHB", "SYS"), ("PIX", "PIX", "NODE"))
 
 
-def clusters(seed: int, count: int) -> Iterator[Topology]:
-    """Clusters of at most 8 devices: even and uneven, broken, bridged, mixed, with tiers."""
+def clusters(seed: int, count: int, *, beyond: bool = False) -> Iterator[Topology]:
+    """Clusters of at most 8 devices: even and uneven, broken, bridged, mixed, with tiers.
+
+    `beyond`: also NICs that are faster than links inside the node, and of different speeds in one
+    rack-scale domain. There the engine promises no optimum.
+    """
     random_ = random.Random(seed)
     for number in range(count):
         sizes = random_.choice(NODE_SIZES)
@@ -324,7 +328,9 @@ def clusters(seed: int, count: int) -> Iterator[Topology]:
             nodes.append(
                 Node(
                     name=f"n{i}",
-                    hardware=_varied(random_, hardware),
+                    hardware=_with_other_nics(random_, hardware)
+                    if beyond and hardware.nics and random_.random() < 0.7
+                    else _varied(random_, hardware),
                     domain=random_.choice("ab") if name == "gb200" else None,
                     tiers=(),
                 )
@@ -385,6 +391,15 @@ def _varied(random_: random.Random, hardware: Hardware) -> Hardware:
         for i, j in combinations(size, 2):
             matrix[i][j] = matrix[j][i] = random_.choice(("NV2", "NV3", "NV4", "PIX", "SYS"))
     return replace(hardware, matrix=tuple(tuple(row) for row in matrix))
+
+
+def _with_other_nics(random_: random.Random, hardware: Hardware) -> Hardware:
+    """NICs of 100 to 1600 Gbit/s per device, beside PCIe trees of 32 to 64 GB/s."""
+    speed = random_.choice((100.0, 400.0, 800.0, 1600.0))
+    faster = tuple(replace(nic, speed_gbit_s=speed) for nic in hardware.nics)
+    if hardware.devices[0].product == "gb200":
+        return replace(hardware, nics=faster)
+    return replace(_varied(random_, hardware), nics=faster)
 
 
 JOBS: tuple[tuple[Mapping[str, int], int], ...] = (

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from itertools import combinations
 from math import prod
+from random import Random
 from typing import Any
 
 from hypothesis import assume, given, settings
@@ -191,12 +192,13 @@ def bound(request: LayoutRequest, planned: Layout, there: Any, topology: Topolog
 @given(
     topology=topologies(),
     request=requests(),
-    shuffle=st.randoms(use_true_random=False),
+    seed=st.integers(0, 99),
     lost=st.sets(st.integers(0, 11), max_size=3),
 )
 def test_binding_to_the_nodes_that_are_there_does_not_depend_on_any_order(
-    topology: Topology, request: LayoutRequest, shuffle: Any, lost: set[int]
+    topology: Topology, request: LayoutRequest, seed: int, lost: set[int]
 ) -> None:
+    shuffle = Random(seed)
     try:
         planned = lay_out(request, topology)
     except CannotPlaceError:
@@ -225,7 +227,7 @@ def test_binding_to_the_nodes_that_are_there_does_not_depend_on_any_order(
         binding.layout.ranks,
         binding.layout.slots,
     )
-    assert again.difference == binding.difference
+    assert again.difference.sentences == binding.difference.sentences
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
