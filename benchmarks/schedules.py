@@ -15,6 +15,7 @@ import os
 import socket
 import sys
 import time
+import traceback
 from dataclasses import replace
 from typing import Any
 
@@ -84,12 +85,15 @@ class StandInLinear(Linear):
 class StandIn(nn.Module):
     """A stage as `runtime.pipeline` sees it."""
 
-    stream_shards, mtp = 1, ()
+    stream_shards, mtp, num_logits = 1, (), WIDTH
 
     def __init__(self, model: ModelSpec, part: Part, clock: Clock) -> None:
         super().__init__()
         self.model, self.part = model, part
         self.layer = StandInLinear(clock)
+
+    def num_tokens(self, tokens: Tensor) -> int:
+        return tokens.shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.part.first:
@@ -196,13 +200,16 @@ def main() -> None:
             for rank in range(pp):
                 pid = os.fork()
                 if pid == 0:
+                    code = 1
                     try:
                         seconds = arguments.milliseconds / 1000
                         run_rank(rank, pp, port, seconds, arguments.steps)
+                        code = 0
+                    except Exception:
+                        traceback.print_exc()
                     finally:
                         sys.stdout.flush()
-                        sys.stderr.flush()
-                        os._exit(sys.exc_info()[0] is not None)
+                        os._exit(code)
                 pids.append(pid)
             codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
         if any(codes):

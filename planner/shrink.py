@@ -147,7 +147,7 @@ def _shrink_moe(moe: MoeSpec, sizes: Mapping[str, int]) -> MoeSpec:
         moe,
         num_experts=lcm(experts, sizes["ep"]),
         top_k=top_k,
-        expert_ffn_dim=12 * max(sizes["etp"], sizes["tp"]),
+        expert_ffn_dim=16 * max(sizes["etp"], sizes["tp"]),
         num_shared_experts=min(moe.num_shared_experts, 1),
         num_dense_layers=min(moe.num_dense_layers, 1),
         num_groups=groups,
@@ -180,13 +180,17 @@ def _shrink_train(
         validate_batches=1,
         log_every=1,
         comm_timeout_s=60.0,
-        optimizer=_eager(train.optimizer),
+        optimizer=_eager(train.optimizer, precision),
     )
 
 
-def _eager(optimizer: OptimizerSpec) -> OptimizerSpec:
-    """Let four steps move the weights: a warm-up of thousands would leave every step the first."""
-    return replace(optimizer, lr=1e-2, min_lr=1e-3, warmup_steps=2)
+def _eager(optimizer: OptimizerSpec, precision: Precision) -> OptimizerSpec:
+    """Let four steps move the weights: a warm-up of thousands would leave every step the first.
+
+    They move less in bfloat16, whose rounding Adam carries into whole steps of small gradients.
+    """
+    lr = 1e-3 if precision == "bf16" else 1e-2
+    return replace(optimizer, lr=lr, min_lr=lr / 10, warmup_steps=2)
 
 
 def _one_process(recipe: Recipe) -> Recipe:

@@ -20,6 +20,7 @@ from parctl.recipes.hf_config import read_hf_config
 from parctl.recipes.model_schema import ModelFields
 from parctl.recipes.models import complete_model
 from parctl.recipes.parallelism import build_parallelism, check_parallelism
+from parctl.recipes.placement_schema import PlacementFields
 from parctl.recipes.presets import find_preset, is_alias, load_preset, unknown_preset_hint
 from parctl.recipes.schedule_file import read_schedule_file
 from parctl.recipes.schema import (
@@ -27,7 +28,6 @@ from parctl.recipes.schema import (
     DataFields,
     LaunchFields,
     ParallelismFields,
-    PlacementFields,
     RecipeFields,
     ScriptFields,
     TrainFields,
@@ -267,8 +267,10 @@ def _train(
     return train
 
 
-def _data(fields: DataFields | None, model: spec.ModelSpec, context: Context) -> spec.DataSpec:
-    images = model.vision is not None
+def _data(
+    fields: DataFields | None, model: spec.ModelSpec | None, context: Context
+) -> spec.DataSpec:
+    images = model is not None and model.vision is not None
     if fields is None:
         what = "images" if images else "text"
         context.notes.append(f"trains on the {what} that ships with parctl: set `data.train`")

@@ -93,7 +93,7 @@ def unknown_preset_hint(name: str) -> str:
 @cache
 def load_preset(name: str) -> Preset:
     """Load a preset by its exact name."""
-    from parctl.recipes.schema import PresetFields
+    from parctl.recipes.preset_schema import PresetFields
 
     source = read_yaml((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"), name)
     assert source.root is not None and not source.problems, source.problems

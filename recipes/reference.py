@@ -21,6 +21,7 @@ from parctl.recipes.model_schema import (
     RopeScalingFields,
     VisionFields,
 )
+from parctl.recipes.placement_schema import PlacementFields
 from parctl.recipes.presets import ALIASES, load_preset, preset_names
 from parctl.recipes.problems import flow
 from parctl.recipes.schema import (
@@ -29,7 +30,6 @@ from parctl.recipes.schema import (
     LaunchFields,
     OptimizerFields,
     ParallelismFields,
-    PlacementFields,
     RecipeFields,
     ScriptFields,
     SecretFields,

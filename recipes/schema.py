@@ -27,6 +27,7 @@ from parctl.recipes.fields import (
     ZeroOrMore,
 )
 from parctl.recipes.model_schema import ModelFields
+from parctl.recipes.placement_schema import PlacementFields
 from parctl.recipes.shorthand import MAX_DEGREE
 from parctl.recipes.spec import Precision, Recompute, Schedule, Task
 
@@ -221,7 +222,7 @@ class TrainFields(Fields):
     )
     on_nan: Literal["stop", "skip"] = Field(
         default="stop",
-        description="a loss or gradient norm that is not finite: end the run, or leave the step out",
+        description="where a loss or gradient norm is not finite: end the run, or skip the step",
         examples=["skip"],
     )
     max_skips: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
@@ -282,9 +283,7 @@ class CheckpointFields(Fields):
     resume: bool = Field(
         default=True, description="continue from the newest in `dir`", examples=[True]
     )
-    async_save: bool = Field(
-        default=False, description="write while training goes on", examples=[True]
-    )
+    async_save: bool = Field(default=False, description="write in background", examples=[True])
     init_from: Text | None = Field(
         default=None,
         description="Hugging Face folder with the first weights, or `random`; default: those in"
@@ -353,22 +352,6 @@ class LaunchFields(Fields):
     )
 
 
-class PlacementFields(Fields):
-    """Which nodes of the cluster a job may use. Lists such as `gpu[01-08]` are expanded."""
-
-    exclude: ZeroOrMore = Field(
-        default=[], description="nodes that must not be used", examples=[["gpu-3"]]
-    )
-    require: ZeroOrMore = Field(
-        default=[], description="nodes that must be used", examples=[["gpu-[0-1]"]]
-    )
-    spares: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
-        default=0,
-        description="nodes kept free, each able to stand in for any other",
-        examples=[1],
-    )
-
-
 class RecipeFields(Fields):
     """A parctl recipe: what to run, how it is split over devices, and where it goes."""
 
@@ -404,13 +387,3 @@ class RecipeFields(Fields):
     placement: PlacementFields | None = Field(
         default=None, description="on which nodes", examples=[{"exclude": ["gpu-3"]}]
     )
-
-
-class PresetFields(Fields):
-    """A file of `recipes/models`: the shape, its published count, and its training defaults."""
-
-    model: ModelFields
-    published_parameters: int
-    published_source: str
-    published_tolerance: Annotated[float, Field(ge=0, le=0.05)]
-    train: TrainFields | None = None

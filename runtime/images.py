@@ -62,7 +62,7 @@ class ImageStream:
         if self._stripes:
             return stripes(place, self._vision)
         part = int(np.searchsorted(self._edges, place, side="right")) - 1
-        record = self._parts[part][place - int(self._edges[part])].astype(np.int64)
+        record: NDArray[np.int64] = self._parts[part][place - int(self._edges[part])].astype(int)
         if record[0] >= self._vision.num_classes:
             where = f"{self._paths[part]}: record {place - int(self._edges[part])}"
             raise UsageError(

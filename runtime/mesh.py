@@ -126,13 +126,16 @@ def build_mesh(layout: Layout, device: torch.device, *, wrap_alone: bool) -> Ran
     positions = positions.reshape(tuple(sizes.values()))  # axes that are absent too
 
     merged = {name: size for name, size in sizes.items() if name != "cp"}
-    merged["fsdp" if sizes["fsdp"] > 1 else "dp"] *= sizes["cp"]
+    sharing = "fsdp" if sizes["fsdp"] > 1 else "dp"
+    merged[sharing] *= sizes["cp"]
     names = [name for name in merged if merged[name] > 1]
     if not names or (wrap_alone and not {"dp", "fsdp"} & set(names)):
         names = [name for name in merged if name in names or name == "fsdp"]
+    # where cp was outside fsdp, the two as one axis are not in order: who holds which shard is free
+    in_order = positions.reshape(tuple(merged.values())).sort(dim=list(merged).index(sharing))[0]
     devices = DeviceMesh(
         device.type,
-        positions.reshape([merged[name] for name in names]),
+        in_order.reshape([merged[name] for name in names]),
         mesh_dim_names=tuple(names),
     )
     rank = layout.ranks[dist.get_rank()]

@@ -50,7 +50,9 @@ class Experts(nn.Module):
 def grouped_linear(x_RI: Tensor, weight: Tensor, counts_E: Tensor) -> Tensor:
     """Multiply the rows of each expert by its own weight `[E, O, I]`: `[R, I]` to `[R, O]`."""
     weight_EOI = local(weight).to(x_RI.dtype)  # experts that FSDP does not manage are stored wider
-    if x_RI.dtype != torch.float64 and len(x_RI) > 0:
+    # grouped_mm wants rows of both factors to begin at multiples of 16 bytes
+    aligned = all(size * x_RI.element_size() % 16 == 0 for size in weight_EOI.shape[1:])
+    if x_RI.dtype != torch.float64 and len(x_RI) > 0 and aligned:
         ends_E = counts_E.cumsum(dim=0, dtype=torch.int32)
         return F.grouped_mm(x_RI, weight_EOI.transpose(-2, -1), offs=ends_E)
     # grouped_mm knows no float64, and its backward pass fails for no rows at all

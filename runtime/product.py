@@ -57,4 +57,6 @@ class Product(torch.autograd.Function):
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x W^T + b` without a gradient. oneDNN takes any strides."""
     result: Tensor = onednn_linear(x, weight, bias, "none", [], "")
-    return result
+    # it says that it is a view, of nothing that anybody else holds; FSDP warns of views
+    unshared: Tensor = torch.ops.aten._unsafe_view(result, result.shape)
+    return unshared

@@ -151,6 +151,13 @@ def test_operator_groups_stay_inside_a_node() -> None:
     assert (proof.size, proof.scope, proof.nodes_per_group) == (2, "node", 1)
 
 
+@pytest.mark.parametrize(("cluster", "named"), [("a100:1x8", "a100"), ("cpu:1x8", "CPUs")])
+def test_fp8_is_refused_where_no_device_multiplies_it(cluster: str, named: str) -> None:
+    with pytest.raises(CannotPlaceError, match=f"precision = fp8, and {named}"):
+        plan("tiny-llama: DP", cluster, "train.precision=fp8")
+    assert plan("tiny-llama: DP", "h100:1x8", "train.precision=fp8").layout.world_size == 8
+
+
 def test_whole_gradients_wait_for_the_last_micro_batch_where_they_fit() -> None:
     made = plan("llama-3-70b: TP+SP+FSDP", "h100:16x8")
     assert made.recipe.parallelism.grad_sync == "last"

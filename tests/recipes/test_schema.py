@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from parctl.cli.main import run
-from parctl.recipes import model_schema, schema, spec
+from parctl.recipes import model_schema, placement_schema, schema, spec
 from parctl.recipes.json_schema import form_pattern, recipe_json_schema
 from parctl.recipes.reference import write_reference
 from parctl.recipes.shipped import shipped_recipes
@@ -30,12 +30,12 @@ DOCS = Path(__file__).parents[2] / "docs" / "recipes.md"
         (schema.ScriptFields, spec.ScriptSpec, {"axes"}, set()),
         (schema.SecretFields, spec.SecretSpec, set(), set()),
         (schema.LaunchFields, spec.LaunchSpec, set(), set()),
-        (schema.PlacementFields, spec.PlacementSpec, set(), set()),
+        (placement_schema.PlacementFields, spec.PlacementSpec, set(), set()),
         (
             schema.ParallelismFields,
             spec.ParallelismSpec,
-            {"form", "schedule_file"},
-            {"text", "schedule_table"},
+            {"form", "schedule_file", "expert_load_file"},
+            {"text", "schedule_table", "expert_load"},
         ),
         (model_schema.ModelFields, spec.ModelSpec, {"preset", "hf"}, set()),
         (model_schema.MoeFields, spec.MoeSpec, set(), set()),
@@ -55,7 +55,7 @@ def test_what_people_write_has_the_names_of_what_code_reads(
 def test_every_field_says_what_it_means_and_has_an_example() -> None:
     for module in (schema, model_schema):
         for name, fields in vars(module).items():
-            if name.endswith("Fields") and name not in ("Fields", "PresetFields"):
+            if name.endswith("Fields") and name != "Fields":
                 for key, info in fields.model_fields.items():
                     assert info.description and info.examples, f"{name}.{key}"
 

@@ -24,6 +24,7 @@ FORMS: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
     "ddp, each": ({"dp": 2}, {"spec": {"grad_sync": "each"}}),
     "always freed": ({"fsdp": 2}, {"spec": {"reshard": "always"}}),
     "never freed": ({"fsdp": 2}, {"spec": {"reshard": "never"}}),
+    "cp outside fsdp": ({"cp": 2, "fsdp": 2}, {}),
     "kept in groups of 2": ({"fsdp": 4}, {"spec": {"reshard": 2}}),
     "prefetch 2, run again": (
         {"fsdp": 2},

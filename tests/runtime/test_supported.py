@@ -115,6 +115,24 @@ def test_experts_that_cannot_be_split_are_refused_with_the_arithmetic() -> None:
         refuse_unbuilt(replace(tiny, model=replace(MODELS["mixtral"], bias=True)), {})
 
 
+def test_what_cannot_be_kept_in_parts_is_refused_with_the_arithmetic() -> None:
+    refuse_unbuilt(recipe(train={"recompute": "partitioned"}), {"tp": 2})
+    odd = recipe(train={"recompute_layers": ("full", "partitioned"), "seq_len": 15})
+    with pytest.raises(UsageError, match=r"train.seq_len / cp = 15 is no multiple of 2 \(tp, "):
+        refuse_unbuilt(odd, {"tp": 2})
+    groups = recipe(parallelism={"reshard": 4}, train={"global_batch": 48})
+    refuse_unbuilt(groups, {"fsdp": 8})
+    for axes in ({"fsdp": 6}, {"fsdp": 4}):
+        with pytest.raises(UsageError, match=r"reshard = 4 is no proper divisor of fsdp x cp"):
+            refuse_unbuilt(groups, axes)
+    narrow = recipe(train={"precision": "fp8"}, model={"num_kv_heads": 1})
+    with pytest.raises(UsageError, match=r"head_dim x num_kv_heads / tp = 8 is no multiple of 16"):
+        refuse_unbuilt(narrow, {})
+    apart = recipe(train={"precision": "fp8"}, parallelism={"schedule": "zbv"})
+    with pytest.raises(UsageError, match="schedule zbv makes gradients of weights apart"):
+        refuse_unbuilt(apart, {"pp": 2})
+
+
 def test_asking_needs_no_torch() -> None:
     code = (
         "import sys, parctl.runtime.supported as s; "
