@@ -11,18 +11,26 @@ from typing import Any
 
 from parctl.planner.degrees import Degrees
 from parctl.planner.stages import balance
-from parctl.planner.time.job import Arithmetic, Fabric, Job
+from parctl.planner.time.job import (
+    ALL,
+    NOTHING,
+    Arithmetic,
+    Attention,
+    Fabric,
+    Job,
+    Repeated,
+)
 from parctl.recipes.presets import model_preset
-from parctl.recipes.spec import MlaSpec, ModelSpec, MoeSpec, Recompute
+from parctl.recipes.spec import MlaSpec, ModelSpec, MoeSpec
 from parctl.topology.products import Product, find_product
 
-RECOMPUTE: Mapping[str, Recompute] = {
-    "full": "full",
-    "none": "none",
-    "selective": "selective",
-    "selective-op": "selective",
-    "selective-layer": "selective",
+REPEATED: Mapping[str, Repeated] = {
+    "full": ALL,
+    "selective": Repeated(attention=1.0),  # scores and values (2205.05198)
+    "selective-op": Repeated(products=0.5, elements=1.0),  # torchtitan: every other product
+    "selective-layer": Repeated(0.5, 0.5, 0.5),  # torchtitan: every other layer
 }
+TUNED = ("nemo", "megatron", "mlperf", "maxtext", "paxml", "transformer engine", "deepseek")
 
 
 class CannotPredict(Exception):
@@ -68,32 +76,37 @@ def job_of_row(row: Mapping[str, Any]) -> Job:
     product = product_of(str(hardware["gpu"]))
     num_gpus = int(hardware["num_gpus"])
     degrees = degrees_of(parallelism, num_gpus)
-    virtual = int(parallelism.get("vpp") or 1)
+    virtual = virtual_stages_of(row, spec, degrees.pp)
     global_batch = parallelism.get("global_batch")
     micro_batch = parallelism.get("micro_batch") or 1
     data = degrees.num_data_ranks
     if global_batch is None:
-        accumulation = parallelism.get("grad_accum") or 1
+        known = parallelism.get("micro_batch") and degrees.pp == 1
+        accumulation = parallelism.get("grad_accum") or (1 if known else 8 * degrees.pp)
         global_batch = micro_batch * data * accumulation
     num_micro_batches = max(1, round(global_batch / (micro_batch * data)))
     precision = str(parallelism.get("precision", "bf16"))
     lora = row.get("task") == "lora"
+    year = year_of(row)
     return Job(
         model=spec,
         degrees=degrees,
-        sp=bool(parallelism.get("sp")),
+        sp=bool(parallelism.get("sp", year >= 2023)),
         zero_stage=int(parallelism.get("zero") or 0),
-        schedule="1f1b",
+        schedule=str(parallelism.get("schedule") or "1f1b"),
         virtual_stages=virtual,
         stages=stages_of(spec, degrees.pp * virtual),
         seq_len=int(model["seq"]),
         micro_batch=int(micro_batch),
         num_micro_batches=num_micro_batches,
         arithmetic=arithmetic_of(precision),
-        recompute=RECOMPUTE.get(str(parallelism.get("recompute")), "none"),
+        repeated=REPEATED.get(str(parallelism.get("recompute")), NOTHING),
         grads_each=False,
         windows=windows_of(str(model.get("attention", ""))),
-        fused_attention=fused_attention(row),
+        attention=attention_of(row, year),
+        tensor_overlap=tensor_overlap(row, year),
+        data_overlap=year >= 2023,
+        graphs=release(row) >= (26, 6) and hardware.get("nvlink_domain") is not None,
         trained_share=0.01 if lora else 1.0,
         product=product,
         fabric=fabric_of(hardware, product, num_gpus),
@@ -224,12 +237,55 @@ def arithmetic_of(precision: str) -> Arithmetic:
     return "fp8" if "fp8" in precision else "bf16"
 
 
-def fused_attention(row: Mapping[str, Any]) -> bool:
-    """Whether scores stay out of memory: FlashAttention is of 2022, and fp16 stacks are older."""
-    software = str(row.get("software") or "").lower()
-    source = str((row.get("source") or {}).get("title", "")).lower()
-    old = ("2021", "2022", "bigscience", "megatron-deepspeed")
-    return not any(mark in software or mark in source for mark in old)
+def stack_of(row: Mapping[str, Any]) -> str:
+    """All that a row says of its software, in small letters."""
+    source = row.get("source") or {}
+    return f"{row.get('software') or ''} {source.get('title', '')}".lower()
+
+
+def release(row: Mapping[str, Any]) -> tuple[int, int]:
+    """Year and month of an NVIDIA container, (0, 0) of anything else."""
+    number = re.search(r"nemo[- ](\d\d)\.(\d\d)", stack_of(row))
+    return (int(number[1]), int(number[2])) if number else (0, 0)
+
+
+def year_of(row: Mapping[str, Any]) -> int:
+    """Of the software. A row that does not say counts as of 2024."""
+    text = stack_of(row)
+    year = re.search(r"\b(20[12]\d)\b", text)
+    if year:
+        return int(year[1])
+    short = re.search(r"\b(?:nemo[- ]|paxml[- ]|arxiv )(\d\d)(?:\.|\d\d\.)", text)
+    if short:
+        return 2000 + int(short[1])
+    return 2022 if "bigscience" in text else 2024
+
+
+def attention_of(row: Mapping[str, Any], year: int) -> Attention:
+    """FlashAttention is of 2022; NVIDIA's own stack came to kernels made for Hopper in 2023."""
+    if year < 2023:
+        return "plain"
+    return "tuned" if any(mark in stack_of(row) for mark in TUNED) else "fused"
+
+
+def tensor_overlap(row: Mapping[str, Any], year: int) -> bool:
+    """Megatron's stack overlaps since 2023; PyTorch's own only where it says asynchronous."""
+    text = stack_of(row) + str(row["id"]).lower() + str(row.get("notes") or "").lower()
+    if "titan" in text:
+        return "async" in text.replace("asynctp benchmarks", "")
+    return year >= 2023
+
+
+def virtual_stages_of(row: Mapping[str, Any], model: ModelSpec, pp: int) -> int:
+    """Where a row does not say, but is known to interleave: chunks of the fewest layers."""
+    parallelism = row["parallelism"]
+    stated = int(parallelism.get("vpp") or 1)
+    unknown = "vpp" in (row.get("inferred") or ()) or parallelism.get("vpp") is None
+    if stated > 1 or pp == 1 or not unknown or year_of(row) < 2023:
+        return stated
+    return next(
+        (count for count in (8, 6, 5, 4, 3, 2) if model.num_layers % (count * pp) == 0), stated
+    )
 
 
 def fabric_of(hardware: Mapping[str, Any], product: Product, num_gpus: int) -> Fabric:
@@ -295,6 +351,6 @@ def flops_per_step(row: Mapping[str, Any], job: Job) -> float | None:
     matmul, scores = 2.0 * matmul_parameters(model), attention_flops_per_token(model, job.seq_len)
     full = 1.0 if "causal attention counted half" in convention else 2.0
     passes = 4.0 if convention.startswith("hardware") else 3.0
-    if convention.startswith("hardware") and job.recompute == "selective":
+    if convention.startswith("hardware") and job.repeated.products == 0:
         return job.tokens_per_step * (3 * (matmul + scores * full) + scores * full)
     return job.tokens_per_step * passes * (matmul + scores * full)

@@ -25,7 +25,7 @@ def verify(
 
     The model is shrunk, and degrees are folded to what N local processes allow: the table says
     from what to what. Loss and gradient norm of every step have to agree: to 1e-10 in fp64, 1e-5
-    in fp32, 0.5% and 2% in bf16. Exits with 0 when they do, with 1 when they do not.
+    in fp32, 0.1% and 0.5% in bf16. Exits with 0 when they do, with 1 when they do not.
     """
     from pathlib import Path
     from tempfile import TemporaryDirectory

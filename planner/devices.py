@@ -47,20 +47,22 @@ def survey(topology: Topology, *, strict_node: bool, allow_pcie_tp: bool = False
     nodes = Counter(id(node.hardware) for node in topology.nodes)
     hardware = {id(node.hardware): node.hardware for node in topology.nodes}
     usable = {key: _without_faults(item) for key, item in hardware.items()}
+    insides = {key: inspect(item, allow_pcie=False) for key, item in hardware.items()}
     islands: Counter[int] = Counter()
     domains: Counter[str] = Counter()
+    alone: Counter[int] = Counter()
     for node in topology.nodes:
         key = id(node.hardware)
-        if node.domain is not None and not strict_node:
-            domains[node.domain] += len(usable[key])
+        inside = insides[key]
+        if node.domain is None or strict_node or not inside.is_one_mesh:
+            alone[key] += 1
+            continue
+        joined = len(inside.members(False))
+        domains[node.domain] += joined
+        # a device without NVLink is in no group of its domain
+        islands[1] += len(usable[key]) - joined
     islands.update(domains.values())
-    alone = Counter(
-        id(node.hardware) for node in topology.nodes if node.domain is None or strict_node
-    )
-    bare = {
-        key: not allow_pcie_tp and inspect(hardware[key], allow_pcie=False).pcie_only
-        for key in alone
-    }
+    bare = {key: not allow_pcie_tp and insides[key].pcie_only for key in alone}
     # where no node can hold a tp group, the layout is to say so
     only_bare = all(bare.values()) and not domains
     for key, number in alone.items():
@@ -73,6 +75,7 @@ def survey(topology: Topology, *, strict_node: bool, allow_pcie_tp: bool = False
         for position in usable[key]
     }
     memory_bytes, products = _in_common(devices.values())
+    islands = +islands  # without sets of which there are none
     return Devices(
         count=sum(number * len(usable[key]) for key, number in nodes.items()),
         kind="gpu" if any(item.kind == "gpu" for item in hardware.values()) else "cpu",

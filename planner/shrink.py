@@ -12,6 +12,7 @@ from math import lcm, prod
 from pathlib import Path
 
 from parctl.planner.fold import Folded, resized
+from parctl.recipes.corpus import STRIPES
 from parctl.recipes.spec import (
     AXES,
     MlaSpec,
@@ -56,11 +57,12 @@ def shrink(
             parallelism=part.parallelism,
             data=replace(
                 recipe.data,
-                train=(str(text),),
+                train=(str(text) if model.vision is None else STRIPES,),
                 validation=(),
                 validation_fraction=0.2,
                 format="text",
                 tokenizer="byte",
+                end_token=None,
             ),
             checkpoint=replace(recipe.checkpoint, dir=None, every=0, at_end=False),
             launch=replace(
@@ -91,7 +93,10 @@ def shrink_model(model: ModelSpec, given: ParallelismSpec, sizes: Mapping[str, i
     dim = heads * HEAD_DIM
     if model.num_heads * model.head_dim != model.dim:
         dim += HEAD_DIM  # heads that are wider, or narrower, than dim / num_heads
-    seq_len = _seq_len(given, sizes)
+    vision = None
+    if model.vision is not None:
+        vision = replace(model.vision, image_size=8, patch_size=2, num_classes=10)
+    seq_len = _seq_len(given, sizes) if vision is None else 4 * 4 + 1  # patches, class token
     return replace(
         model,
         num_layers=_num_layers(model, given, sizes["stages"]),
@@ -110,9 +115,7 @@ def shrink_model(model: ModelSpec, given: ParallelismSpec, sizes: Mapping[str, i
         dropout=0.0,  # draws differ from layout to layout
         mla=None if model.mla is None else _shrink_mla(model.mla),
         moe=None if model.moe is None else _shrink_moe(model.moe, sizes),
-        vision=None
-        if model.vision is None
-        else replace(model.vision, image_size=8, patch_size=2, num_classes=10),
+        vision=vision,
     )
 
 

@@ -272,8 +272,8 @@ def _data(
 ) -> spec.DataSpec:
     images = model is not None and model.vision is not None
     if fields is None:
-        what = "images" if images else "text"
-        context.notes.append(f"trains on the {what} that ships with parctl: set `data.train`")
+        what = "images that ship" if images else "text that ships"
+        context.notes.append(f"trains on the {what} with parctl: set `data.train`")
         fields = DataFields()
     if images and "train" not in fields.model_fields_set:
         fields = fields.model_copy(update={"train": [STRIPES]})

@@ -28,12 +28,12 @@ IGNORED = -100  # a target that does not count
 def token_loss_sum(
     logits_BSV: Tensor, targets_BS: Tensor, mesh: RankMesh, vocab_size: int
 ) -> Tensor:
-    """Sum the cross entropy of this rank's tokens, in float32 at least.
+    """Sum the cross entropy of this rank's tokens (of images `[B]`), in float32 at least.
 
     Equal on all ranks of a TP group.
     """
     dtype = torch.promote_types(logits_BSV.dtype, torch.float32)
-    logits_TV, targets_T = logits_BSV.flatten(0, 1).to(dtype), targets_BS.flatten()
+    logits_TV, targets_T = logits_BSV.flatten(0, -2).to(dtype), targets_BS.flatten()
     tp = mesh.axis("tp")
     if tp is None:
         return F.cross_entropy(logits_TV, targets_T, reduction="sum", ignore_index=IGNORED)

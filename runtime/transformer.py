@@ -219,7 +219,7 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """`x` is tokens `[B, S]` in the first stage, the stream `[B, S, D]` in the others.
 
-        Of images `[B, C, I, I]` the last stage gives logits `[B, 1, classes]`.
+        Of images `[B, C, I, I]` the last stage gives logits `[B, classes]`.
 
 
         The other arguments are equal for all stages: those of `MicroBatch.context()`. `documents`
@@ -241,7 +241,7 @@ class Transformer(nn.Module):
             return x_BSD
         h_BSD = cast(Norm, self.final_norm)(x_BSD)
         if self.model.vision is not None:
-            h_BSD = h_BSD[:, :1]  # the class token's
+            h_BSD = h_BSD[:, 0]  # the class token's
         logits_BSV: Tensor = self.head(self.enter_head(h_BSD))
         if not self.mtp or not self.training:
             return logits_BSV

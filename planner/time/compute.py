@@ -21,23 +21,26 @@ from parctl.recipes.parameters import is_sparse
 BYTES = 2  # activations are bf16, whatever the products are in
 BACKWARD_ATTENTION = 2.5
 BACKWARD_MEMORY = 2.0
+MEMORY = 0.85  # share of the bandwidth that copies reach (BabelStream, vendors' own tables)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Passes:
-    """Seconds forward, backward for the input, backward for the weights."""
+    """Seconds forward, forward again in backward, backward for the input and for the weights."""
 
     forward: float
+    again: float = 0.0
     inputs: float
     weights: float
 
     @property
     def backward(self) -> float:
-        return self.inputs + self.weights
+        return self.again + self.inputs + self.weights
 
     def __add__(self, other: "Passes") -> "Passes":
         return Passes(
             forward=self.forward + other.forward,
+            again=self.again + other.again,
             inputs=self.inputs + other.inputs,
             weights=self.weights + other.weights,
         )
@@ -64,11 +67,12 @@ def rates(job: Job, constants: Constants) -> Rates:
         share = getattr(constants, f"gemm_{generation}_fp8")
         fp4 = 2.0 if job.arithmetic == "fp4" else 1.0
         products = product.fp8_flops * held * fp4 * share
+    kernels = "hopper_tuned" if (generation, job.attention) == ("hopper", "tuned") else generation
     return Rates(
         products=products,
         plain=plain,
-        attention=product.bf16_flops * held * getattr(constants, f"attention_{generation}"),
-        memory=product.memory_bytes_s * constants.memory,
+        attention=product.bf16_flops * held * getattr(constants, f"attention_{kernels}"),
+        memory=product.memory_bytes_s * MEMORY,
     )
 
 
@@ -104,15 +108,22 @@ def layer(job: Job, constants: Constants, index: int) -> Passes:
     speed = rates(job, constants)
     products = sum(
         product_time(tokens, rows, columns, speed.products, constants) * count
-        for tokens, rows, columns, count in layer_products(job, constants, index)
+        for tokens, rows, columns, count in layer_products(job, index)
     )
     attention = attention_time(job, speed, index)
     elements = element_bytes(job, index) * constants.passes / speed.memory
-    trained = job.trained_share
+    host = 0.0
+    if is_sparse(job.model, index):
+        elements += expert_bytes(job) * constants.expert_passes / speed.memory
+        host = 0.0 if job.graphs else constants.expert_host / 3
+    again = job.repeated
     return Passes(
-        forward=products + attention[0] + elements,
-        inputs=products + attention[1] + elements * BACKWARD_MEMORY,
-        weights=products * trained,
+        forward=products + attention[0] + elements + host,
+        again=again.products * (products + host)
+        + again.attention * attention[0]
+        + again.elements * elements,
+        inputs=products + attention[1] + elements * BACKWARD_MEMORY + host,
+        weights=products * job.trained_share + host,
     )
 
 
@@ -125,7 +136,7 @@ def product_time(
 
 
 def layer_products(
-    job: Job, constants: Constants, index: int
+    job: Job, index: int
 ) -> Iterator[tuple[float, float, float, float]]:
     """Yield (M, K, N, how many) of the forward products of a layer on one rank."""
     model, tp, tokens = job.model, job.degrees.tp, job.tokens
@@ -159,7 +170,7 @@ def layer_products(
         yield tokens, h, gates * width, 1
         yield tokens, width, h, 1
     etp = job.degrees.etp
-    routed = tokens / tp * etp * moe.top_k * constants.expert_work
+    routed = tokens / tp * etp * moe.top_k
     experts = moe.num_experts / job.degrees.ep
     width = moe.expert_ffn_dim / etp
     yield routed / experts, h, gates * width, experts
@@ -172,7 +183,7 @@ def attention_time(job: Job, speed: Rates, index: int) -> tuple[float, float]:
     context = context_of(job, index)
     heads = model.num_heads / job.degrees.tp
     flops = 2.0 * job.tokens * context * heads * head_dims(job)
-    if job.fused_attention:
+    if job.attention != "plain":
         return flops / speed.attention, BACKWARD_ATTENTION * flops / speed.attention
     # full rows of scores are computed, and pass through memory in scaling, mask, softmax, dropout
     full = 2.0 * job.tokens * job.seq_len * heads * head_dims(job)
@@ -205,14 +216,20 @@ def element_bytes(job: Job, index: int) -> float:
         assert model.moe is not None
         moe = model.moe
         width = moe.expert_ffn_dim * (moe.top_k + moe.num_shared_experts) / tp
-        moved = 4.0 * model.dim * moe.top_k / tp  # gathered for the experts, and put back
     else:
-        width, moved = model.ffn_dim / tp, 0.0
+        width = model.ffn_dim / tp
     hidden = (3.0 if model.activation == "swiglu" else 2.0) * width
     casts = 0.0
     if job.arithmetic != "bf16":  # inputs of the products: read, written narrow, twice
         casts = 2.0 * (2 * model.dim + queries / 2 + width)
-    return BYTES * job.tokens * (stream + 2 * queries + hidden + moved + casts)
+    return BYTES * job.tokens * (stream + 2 * queries + hidden + casts)
+
+
+def expert_bytes(job: Job) -> float:
+    """Bytes that one pass over the rows sent to experts reads and writes on one rank."""
+    moe = job.model.moe
+    assert moe is not None
+    return 2.0 * BYTES * job.tokens / job.degrees.tp * moe.top_k * job.model.dim
 
 
 def head(job: Job, constants: Constants) -> Passes:

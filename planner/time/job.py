@@ -15,6 +15,28 @@ from parctl.topology.products import Product
 Arithmetic = Literal["bf16", "fp8", "fp4"]
 ARITHMETIC: Mapping[str, Arithmetic] = {"bf16": "bf16", "fp16": "bf16", "fp8": "fp8"}
 
+# "plain": scores pass through memory; "fused": never (FlashAttention, 2205.14135); "tuned": fused,
+# with the asynchronous units of Hopper and later (2407.08608, cuDNN)
+Attention = Literal["plain", "fused", "tuned"]
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """Shares of the forward pass that the backward pass does again."""
+
+    products: float = 0.0
+    attention: float = 0.0
+    elements: float = 0.0
+
+
+NOTHING, ALL = Repeated(), Repeated(1.0, 1.0, 1.0)
+REPEATED: Mapping[Recompute, Repeated] = {
+    "none": NOTHING,
+    "selective": Repeated(elements=1.0),  # results of products, attention and reductions are kept
+    "full": ALL,
+    "partitioned": ALL,
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fabric:
@@ -39,10 +61,13 @@ class Job:
     micro_batch: int  # sequences
     num_micro_batches: int  # per rank and step
     arithmetic: Arithmetic  # of the layers' matrix products
-    recompute: Recompute
+    repeated: Repeated  # what backward computes again
     grads_each: bool  # gradients are exchanged after every micro-batch
     windows: Sequence[int | None]  # attention window of layers, over and over; None: all before
-    fused_attention: bool  # scores never reach memory (FlashAttention, 2205.14135)
+    attention: Attention
+    tensor_overlap: bool  # tensor exchanges run beside the products they feed
+    data_overlap: bool  # data exchanges run beside the passes
+    graphs: bool  # layers with experts need no word from the host
     trained_share: float  # of the parameters: 1, or what adapters (LoRA) add
     product: Product
     fabric: Fabric
@@ -85,10 +110,13 @@ def job_of(
         micro_batch=train.micro_batch,
         num_micro_batches=num_micro_batches(recipe, degrees),
         arithmetic=ARITHMETIC[train.precision],
-        recompute=train.recompute,
+        repeated=REPEATED[train.recompute],
         grads_each=not spec.reduces_once,
         windows=(None,),
-        fused_attention=True,
+        attention="fused",
+        tensor_overlap=False,
+        data_overlap=True,
+        graphs=False,
         trained_share=1.0,
         product=product,
         fabric=fabric,

@@ -16,6 +16,7 @@ from parctl.planner.time.job import Fabric
 
 LATENCY_FAST = 3e-6  # s per step of a ring on NVLink; NCCL's own tables say 2 to 5 us
 LATENCY_SLOW = 8e-6  # s per step of a ring over a network
+FAST, SLOW = 0.8, 0.9  # share of the links' rate that nccl-tests reports for large tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,7 @@ class Group:
     inside: int
     fast: float  # bytes/s that collectives reach
     slow: float
+    latency: float  # s that a ring between islands adds per rank
 
     @property
     def islands(self) -> int:
@@ -40,18 +42,23 @@ class Group:
         )
         if self.islands > 1:
             across = num_bytes * (self.islands - 1) / self.islands / self.inside / self.slow
-            time = max(time, across) + LATENCY_SLOW * (self.islands - 1) ** 0.5
+            time = max(time, across) + self.latency * self.size
         return time
 
     def all_reduce(self, num_bytes: float) -> float:
         return 2 * self.gather(num_bytes)
 
-    def all_to_all(self, num_bytes: float) -> float:
-        """Each rank sends `num_bytes`, evenly, to all."""
+    def dispatch(self, row_bytes: float, copies: int) -> float:
+        """Each row goes to `copies` of the ranks, evenly; to another island only once.
+
+        An island passes a row on to its own ranks (DeepEP and its like), so the network carries
+        as many copies as there are distinct islands among them.
+        """
         if self.size == 1:
             return 0.0
-        inside = num_bytes * (self.inside - 1) / self.size / self.fast
-        across = num_bytes * (self.size - self.inside) / self.size / self.slow
+        inside = row_bytes * copies * (self.inside - 1) / self.inside / self.fast
+        missed = (1 - 1 / self.islands) ** copies
+        across = row_bytes * (self.islands - 1) * (1 - missed) / self.slow
         return max(inside, across) + (LATENCY_SLOW if self.islands > 1 else LATENCY_FAST)
 
     def send(self, num_bytes: float) -> float:
@@ -71,6 +78,7 @@ def group(fabric: Fabric, constants: Constants, *, size: int, stride: int) -> Gr
     return Group(
         size=size,
         inside=inside,
-        fast=fabric.fast * constants.fast,
-        slow=fabric.slow * constants.slow,
+        fast=fabric.fast * FAST,
+        slow=fabric.slow * SLOW,
+        latency=constants.ring_latency,
     )

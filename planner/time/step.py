@@ -89,7 +89,7 @@ def step_time(job: Job, constants: Constants = FITTED) -> StepTime:
     waiting = sum(totals) - totals[slowest]
     bubble = waiting * bubble_share(job) + _boundaries(job, constants)
     optimizer = _optimizer(job, constants, count)
-    data = _data_tail(job, constants, count) + m * sum(item.gathered for item in own)
+    data = _data_tail(job, constants, count, own) + m * sum(item.gathered for item in own)
     parts = {
         name: m * sum(getattr(item, name) for item in own)
         for name in ("compute", "tensor", "context", "experts")
@@ -101,7 +101,7 @@ def step_time(job: Job, constants: Constants = FITTED) -> StepTime:
         bubble=bubble,
         data=data,
         optimizer=optimizer,
-        scale=before * 0.0 * log2(nodes),
+        scale=before * constants.jitter * log2(nodes),
     )
 
 
@@ -110,7 +110,7 @@ def bubble_share(job: Job) -> float:
     match job.schedule:
         case "zbv":
             return 0.0
-        case "zero-bubble" | "dualpipev":
+        case "zero-bubble" | "dualpipev" | "dualpipe":
             return 1 / 3 / job.virtual_stages
         case _:
             return 1 / job.virtual_stages
@@ -118,14 +118,14 @@ def bubble_share(job: Job) -> float:
 
 def _layer_time(job: Job, constants: Constants, index: int, count: LayerCount) -> LayerTime:
     passes = layer(job, constants, index)
-    repeats = 1 if job.recompute == "full" else 0
-    compute = passes.forward * (1 + repeats) + passes.backward
+    repeats = job.repeated.products
+    compute = passes.forward + passes.backward
     tensor = _tensor(job, constants) * (2 + repeats)
     context = _context(job, constants) * (3 + repeats)
     experts = _experts(job, constants, index) * (2 + repeats)
     gathered = 0.0
     if job.zero_stage == 3:
-        gathered = _gathered(job, constants, count, passes, repeats)
+        gathered = _gathered(job, constants, count, passes)
     return LayerTime(
         compute=compute, tensor=tensor, context=context, experts=experts, gathered=gathered
     )
@@ -150,7 +150,7 @@ def _tensor(job: Job, constants: Constants) -> float:
     links = group(job.fabric, constants, size=tp, stride=1)
     num_bytes = BYTES * job.tokens * job.model.dim
     exchange = 2 * links.all_reduce(num_bytes)
-    return exchange * (constants.tp_exposed if job.sp else 1.0)
+    return exchange * (constants.tp_exposed if job.tensor_overlap else 1.0)
 
 
 def _context(job: Job, constants: Constants) -> float:
@@ -161,7 +161,8 @@ def _context(job: Job, constants: Constants) -> float:
     links = group(job.fabric, constants, size=cp, stride=job.degrees.tp)
     heads = max(1.0, job.model.num_kv_heads / job.degrees.tp)
     num_bytes = BYTES * job.tokens * 2 * heads * job.model.head_dim
-    return (cp - 1) * links.send(num_bytes) * constants.tp_exposed
+    # a rank computes on one part of the keys while it receives the next
+    return (cp - 1) * links.send(num_bytes) * constants.dp_exposed
 
 
 def _experts(job: Job, constants: Constants, index: int) -> float:
@@ -170,8 +171,9 @@ def _experts(job: Job, constants: Constants, index: int) -> float:
     if moe is None or ep == 1 or not is_sparse(job.model, index):
         return 0.0
     links = group(job.fabric, constants, size=ep, stride=job.degrees.tp)
-    sent = BYTES * job.tokens / job.degrees.tp * moe.top_k * job.model.dim
-    return 2 * links.all_to_all(sent) * constants.ep_exposed
+    rows = BYTES * job.tokens / job.degrees.tp * job.model.dim
+    shown = 0.0 if job.schedule == "dualpipe" else constants.ep_exposed
+    return 2 * links.dispatch(rows, moe.top_k) * shown
 
 
 def _data_group(job: Job, constants: Constants, *, experts: bool) -> Group:
@@ -184,7 +186,7 @@ def _data_group(job: Job, constants: Constants, *, experts: bool) -> Group:
 
 
 def _gathered(
-    job: Job, constants: Constants, count: LayerCount, passes: Passes, repeats: int
+    job: Job, constants: Constants, count: LayerCount, passes: Passes
 ) -> float:
     """What ZeRO-3's exchanges of a layer take beyond its compute, for one micro-batch."""
     degrees = job.degrees
@@ -194,27 +196,44 @@ def _gathered(
     gather += _data_group(job, constants, experts=True).gather(
         BYTES * count.experts / degrees.ep / degrees.etp
     )
-    forward = max(0.0, gather - passes.forward)
-    backward_compute = passes.backward + repeats * passes.forward
     scatter = 2 * gather * job.trained_share  # float32 gradients
-    backward = max(0.0, gather + scatter - backward_compute)
-    hidden = min(gather, passes.forward) + min(gather + scatter, backward_compute)
-    return forward + backward + hidden * constants.dp_exposed * 0.5
+    return _shown(job, constants, gather, passes.forward) + _shown(
+        job, constants, gather + scatter, passes.backward
+    )
 
 
-def _data_tail(job: Job, constants: Constants, count: ModelCount) -> float:
-    """Exposed exchange of gradients and weights once per step, below ZeRO-3."""
+def _shown(job: Job, constants: Constants, exchange: float, beside: float) -> float:
+    """How much longer an exchange makes the work that runs beside it."""
+    if not job.data_overlap:
+        return exchange
+    return max(0.0, exchange - beside) + min(exchange, beside) * constants.dp_exposed
+
+
+def _data_tail(
+    job: Job, constants: Constants, count: ModelCount, one: Sequence[LayerTime]
+) -> float:
+    """Exposed exchange of gradients and weights once per step, below ZeRO-3.
+
+    Gradients go while the last micro-batch's backward pass makes them, weights come while the next
+    step's first forward pass needs them.
+    """
     if job.zero_stage == 3:
         return 0.0
     dense, experts = _heaviest(job, count)
     links = _data_group(job, constants, experts=False)
     expert_links = _data_group(job, constants, experts=True)
-    per_parameter = 4.0 + 2.0  # float32 gradients scattered (or reduced), bf16 weights gathered
-    if job.zero_stage == 0:
-        per_parameter = 8.0 if job.grads_each else 4.0
-    time = links.gather(per_parameter * dense * job.trained_share)
-    time += expert_links.gather(per_parameter * experts * job.trained_share)
-    return time * constants.dp_exposed
+
+    def exchange(per_parameter: float) -> float:
+        share = per_parameter * job.trained_share
+        return links.gather(share * dense) + expert_links.gather(share * experts)
+
+    compute = sum(item.compute for item in one)
+    gradients = exchange(4.0 if job.zero_stage else 8.0)  # float32, scattered or reduced
+    times = job.num_micro_batches if job.grads_each else 1
+    shown = _shown(job, constants, gradients, compute * 2 / 3) * times
+    if job.zero_stage:
+        shown += _shown(job, constants, exchange(2.0), compute / 3)
+    return shown
 
 
 def _optimizer(job: Job, constants: Constants, count: ModelCount) -> float:

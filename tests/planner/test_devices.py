@@ -74,3 +74,18 @@ def test_devices_joined_by_pcie_only_hold_no_tensor_group_beside_those_that_can(
     assert dict(allowed.islands) == {8: 2, 4: 1}
     # alone they are one set, so that the layout can say why they do not do
     assert dict(survey(parse_cluster("l40s:2x4"), strict_node=False).islands) == {4: 2}
+
+
+def test_a_device_without_nvlink_is_no_part_of_its_domain() -> None:
+    tray = parse_cluster("gb200:1x2x4")
+    hardware = tray.nodes[0].hardware
+    cut = tuple(
+        tuple("SYS" if i != j and 2 in (i, j) else code for j, code in enumerate(row))
+        for i, row in enumerate(hardware.matrix)
+    )
+    broken = replace(tray.nodes[0], hardware=replace(hardware, matrix=cut))
+    devices = survey(replace(tray, nodes=(broken, tray.nodes[1])), strict_node=False)
+
+    # 3 + 4 in the domain, and gpu 2 of the first node for itself
+    assert (devices.count, dict(devices.islands)) == (8, {7: 1, 1: 1})
+    assert devices.usable(4) == 4

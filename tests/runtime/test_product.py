@@ -66,3 +66,13 @@ def test_the_faster_kernel_is_chosen(
     dtype: torch.dtype, shape: tuple[int, ...], expected: str, tmp_path: Path
 ) -> None:
     assert run_ranks(kernel, 1, tmp_path, dtype, shape) == [expected]
+
+
+def is_view(shape: tuple[int, ...]) -> bool:
+    x = torch.ones(*shape, 192, requires_grad=True)
+    return product(x, torch.ones(160, 192))._is_view()
+
+
+def test_a_product_is_no_view(tmp_path: Path) -> None:
+    """FSDP warns at every launch of a wrapped module that returns one."""
+    assert run_ranks(is_view, 1, tmp_path, (4, 32)) == [False]
