@@ -105,11 +105,11 @@ def job_of_row(row: Mapping[str, Any]) -> Job:
         windows=windows_of(str(model.get("attention", ""))),
         attention=attention_of(row, year),
         tensor_overlap=tensor_overlap(row, year),
-        data_overlap=year >= 2023,
+        data_overlap=year >= 2023 or sharded_early(parallelism, year),
         graphs=release(row) >= (26, 6) and hardware.get("nvlink_domain") is not None,
         trained_share=0.01 if lora else 1.0,
         product=product,
-        fabric=fabric_of(hardware, product, num_gpus),
+        fabric=fabric_of(hardware, product, num_gpus, one_ring=sharded_early(parallelism, year)),
     )
 
 
@@ -258,14 +258,17 @@ def year_of(row: Mapping[str, Any]) -> int:
     short = re.search(r"\b(?:nemo[- ]|paxml[- ]|arxiv )(\d\d)(?:\.|\d\d\.)", text)
     if short:
         return 2000 + int(short[1])
-    return 2022 if "bigscience" in text else 2024
+    known = {"bigscience": 2022, "llm-foundry": 2023}
+    return next((year for mark, year in known.items() if mark in text), 2024)
 
 
 def attention_of(row: Mapping[str, Any], year: int) -> Attention:
     """FlashAttention is of 2022; NVIDIA's own stack came to kernels made for Hopper in 2023."""
     if year < 2023:
         return "plain"
-    return "tuned" if any(mark in stack_of(row) for mark in TUNED) else "fused"
+    if any(mark in stack_of(row) for mark in TUNED):
+        return "tuned"
+    return "fused" if year > 2023 else "first"
 
 
 def tensor_overlap(row: Mapping[str, Any], year: int) -> bool:
@@ -288,7 +291,14 @@ def virtual_stages_of(row: Mapping[str, Any], model: ModelSpec, pp: int) -> int:
     )
 
 
-def fabric_of(hardware: Mapping[str, Any], product: Product, num_gpus: int) -> Fabric:
+def sharded_early(parallelism: Mapping[str, Any], year: int) -> bool:
+    """ZeRO-3 before 2022 gathered parameter by parameter, over one adapter of a node at a time."""
+    return year < 2022 and int(parallelism.get("zero") or 0) == 3
+
+
+def fabric_of(
+    hardware: Mapping[str, Any], product: Product, num_gpus: int, *, one_ring: bool
+) -> Fabric:
     per_node = int(hardware.get("gpus_per_node") or product.devices_per_node)
     fast = product.nvlink_gb_s
     stated = re.search(r"([\d,]+)\s*GB/s", str(hardware.get("intra_link") or ""))
@@ -300,7 +310,8 @@ def fabric_of(hardware: Mapping[str, Any], product: Product, num_gpus: int) -> F
     island = int(domain or product.domain_devices or per_node)
     return Fabric(
         fast=(fast or product.pcie_gb_s or 32.0) * 1e9,
-        slow=network_bytes(str(hardware.get("inter_link") or ""), per_node, product),
+        slow=network_bytes(str(hardware.get("inter_link") or ""), per_node, product)
+        / (per_node if one_ring else 1),
         island=min(island, num_gpus),
         num_devices=num_gpus,
     )

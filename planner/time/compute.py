@@ -21,6 +21,8 @@ from parctl.recipes.parameters import is_sparse
 BYTES = 2  # activations are bf16, whatever the products are in
 BACKWARD_ATTENTION = 2.5
 BACKWARD_MEMORY = 2.0
+EXPONENTIAL = 128.0  # a score's exponential in head dimensions of products
+FIRST_FUSED = 0.55  # speed of the first FlashAttention over the second (2307.08691, figure 4)
 MEMORY = 0.85  # share of the bandwidth that copies reach (BabelStream, vendors' own tables)
 
 
@@ -115,7 +117,7 @@ def layer(job: Job, constants: Constants, index: int) -> Passes:
     host = 0.0
     if is_sparse(job.model, index):
         elements += expert_bytes(job) * constants.expert_passes / speed.memory
-        host = 0.0 if job.graphs else constants.expert_host / 3
+        host = expert_host(job, constants) / 3
     again = job.repeated
     return Passes(
         forward=products + attention[0] + elements + host,
@@ -184,6 +186,9 @@ def attention_time(job: Job, speed: Rates, index: int) -> tuple[float, float]:
     heads = model.num_heads / job.degrees.tp
     flops = 2.0 * job.tokens * context * heads * head_dims(job)
     if job.attention != "plain":
+        # exponentials cost the same for narrow heads, and bound them (2407.08608, table of speeds)
+        flops *= (1 + EXPONENTIAL / head_dims(job)) / (1 + EXPONENTIAL / 256)
+        flops /= FIRST_FUSED if job.attention == "first" else 1.0
         return flops / speed.attention, BACKWARD_ATTENTION * flops / speed.attention
     # full rows of scores are computed, and pass through memory in scaling, mask, softmax, dropout
     full = 2.0 * job.tokens * job.seq_len * heads * head_dims(job)
@@ -223,6 +228,14 @@ def element_bytes(job: Job, index: int) -> float:
     if job.arithmetic != "bf16":  # inputs of the products: read, written narrow, twice
         casts = 2.0 * (2 * model.dim + queries / 2 + width)
     return BYTES * job.tokens * (stream + 2 * queries + hidden + casts)
+
+
+def expert_host(job: Job, constants: Constants) -> float:
+    """Seconds that a layer with experts waits for its host, forward and backward together."""
+    if job.graphs:
+        return 0.0
+    rack = job.fabric.island > job.product.max_devices_per_node
+    return constants.expert_host_rack if rack else constants.expert_host
 
 
 def expert_bytes(job: Job) -> float:

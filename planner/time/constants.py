@@ -34,6 +34,7 @@ class Constants:
     ring_latency: float = fitted(2e-6, 0.0, 2e-5, "s per rank of a ring between islands")
     expert_passes: float = fitted(2.0, 0.0, 12.0, "passes over rows sorted to and from experts")
     expert_host: float = fitted(1e-3, 0.0, 8e-3, "s per layer with experts: launches, waits")
+    expert_host_rack: float = fitted(1e-3, 0.0, 8e-3, "the same in rack-scale NVLink domains")
     jitter: float = fitted(0.005, 0.0, 0.03, "longer per doubling of nodes: stragglers, collisions")
 
 

@@ -15,9 +15,9 @@ from parctl.topology.products import Product
 Arithmetic = Literal["bf16", "fp8", "fp4"]
 ARITHMETIC: Mapping[str, Arithmetic] = {"bf16": "bf16", "fp16": "bf16", "fp8": "fp8"}
 
-# "plain": scores pass through memory; "fused": never (FlashAttention, 2205.14135); "tuned": fused,
-# with the asynchronous units of Hopper and later (2407.08608, cuDNN)
-Attention = Literal["plain", "fused", "tuned"]
+# "plain": scores pass through memory; "first": never (FlashAttention, 2205.14135); "fused": its
+# second version (2307.08691); "tuned": with the asynchronous units of Hopper (2407.08608, cuDNN)
+Attention = Literal["plain", "first", "fused", "tuned"]
 
 
 @dataclass(frozen=True, slots=True)

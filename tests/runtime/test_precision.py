@@ -1,5 +1,6 @@
 """float8 by hand, compiled blocks, and totals that are read late."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from tests.runtime.plans import LLAMA, TRAIN, plan
 from parctl.errors import ParctlError
 from parctl.runtime.float8 import GRADIENTS, VALUES, product_in_float8, scaled
 from parctl.runtime.totals import Totals, Watch
+from parctl.runtime.worker import TermSignal, run_plan
 
 WIDE = replace(LLAMA, num_kv_heads=4)
 
@@ -75,8 +77,7 @@ def test_compiled_blocks_compute_the_same(text: Path, tmp_path: Path) -> None:
 
 
 def run_compiled(made: Any, run_dir: Path) -> None:
-    from parctl.runtime.worker import TermSignal, run_plan
-
+    warnings.simplefilter("ignore")  # torch's compiler uses what torch itself has deprecated
     run_plan(made, run_dir, TermSignal())
 
 
