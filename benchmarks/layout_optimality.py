@@ -52,7 +52,9 @@ def main() -> None:
         ratios.sort()
         print(f"optimal {optimal}, rightly refused {refused}, above the optimum {len(ratios)}")
         if ratios:
-            print(f"by a factor of {ratios[len(ratios) // 2]:.2f} (median), {ratios[-1]:.2f} at most")
+            print(
+                f"by a factor of {ratios[len(ratios) // 2]:.2f} (median), {ratios[-1]:.2f} at most"
+            )
         return
     print(*wrong, sep="\n")
     print(f"optimal {optimal}, rightly refused {refused}, wrong {len(wrong)}")

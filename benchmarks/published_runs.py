@@ -85,23 +85,26 @@ def job_of_row(row: Mapping[str, Any]) -> Job:
         accumulation = parallelism.get("grad_accum") or (1 if known else 8 * degrees.pp)
         global_batch = micro_batch * data * accumulation
     num_micro_batches = max(1, round(global_batch / (micro_batch * data)))
-    precision = str(parallelism.get("precision", "bf16"))
+    arithmetic = arithmetic_of(str(parallelism.get("precision", "bf16")))
+    zero_stage = int(parallelism.get("zero") or 0)
     lora = row.get("task") == "lora"
     year = year_of(row)
     return Job(
         model=spec,
         degrees=degrees,
         sp=bool(parallelism.get("sp", year >= 2023)),
-        zero_stage=int(parallelism.get("zero") or 0),
+        zero_stage=zero_stage,
         schedule=str(parallelism.get("schedule") or "1f1b"),
         virtual_stages=virtual,
         stages=stages_of(spec, degrees.pp * virtual),
         seq_len=int(model["seq"]),
         micro_batch=int(micro_batch),
         num_micro_batches=num_micro_batches,
-        arithmetic=arithmetic_of(precision),
+        arithmetic=arithmetic,
         repeated=REPEATED.get(str(parallelism.get("recompute")), NOTHING),
-        grads_each=False,
+        gathers_each=zero_stage == 3 and degrees.pp == 1,
+        scatters_each=zero_stage == 3 and degrees.pp == 1,
+        gathered_bytes=2.0 if arithmetic == "bf16" else 1.0,
         windows=windows_of(str(model.get("attention", ""))),
         attention=attention_of(row, year),
         tensor_overlap=tensor_overlap(row, year),

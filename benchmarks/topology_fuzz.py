@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 
 from parctl.errors import ParctlError
+from parctl.topology.check.findings import with_findings
 from parctl.topology.discover import FORMATS, read_any
 from parctl.topology.export import export_text
 from parctl.topology.model import Hardware, Topology
@@ -115,9 +116,25 @@ def topo_text(hardware: Hardware) -> str:
     return "\n".join(lines) + "\n"
 
 
+def peers_text(ends: Sequence[Sequence[str]]) -> str:
+    """What `nvidia-smi nvlink -R` prints for GPUs whose links end at these addresses."""
+    lines = []
+    for i, addresses in enumerate(ends):
+        lines.append(
+            f"GPU {i}: NVIDIA A100-PCIE-80GB (UUID: GPU-0000000{i}-d444-d92c-c36b-6abe53445cb9)"
+        )
+        lines += [
+            f"\t Link {link}: Remote Device {address}: Link {link}"
+            for link, address in enumerate(addresses)
+        ]
+    return "\n".join(lines) + "\n"
+
+
 def generated_captures() -> list[str]:
-    """Texts in every format that parctl itself can write."""
-    texts = []
+    """Texts in every format that parctl itself can write, and of where NVLinks end."""
+    pair = ("00000000:27:00.0", "00000000:38:00.0")
+    switches = ("00000005:00:00.0", "00000006:00:00.0")
+    texts = [peers_text([pair[1:] * 4, pair[:1] * 4]), peers_text([switches * 3] * 4)]
     for line in ("v100:1x8", "h100:1x8", "gb200:2x2x4"):
         topology = parse_cluster(line)
         texts += [
@@ -154,11 +171,12 @@ def read(text: str, unasked: str | None) -> Topology | None:
 
 
 def check_writing(topology: Topology) -> None:
-    """A topology is the same after writing and reading."""
-    # without nodes: Kueue's levels alone, to be merged with a source that has nodes
-    if 0 < len(topology.nodes) <= 1000:
+    """A topology is the same after writing and reading, and can be checked and drawn."""
+    if len(topology.nodes) <= 1000:
         again = topology_from_json(json.loads(json.dumps(topology_to_json(topology))))
         assert again.digest == topology.digest, "not the same after writing and reading"
+    if topology.num_devices <= 64 and len(topology.nodes) <= 64:
+        export_text(with_findings(topology), "svg")
 
 
 def failure_place(error: Exception) -> str:

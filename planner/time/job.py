@@ -62,7 +62,9 @@ class Job:
     num_micro_batches: int  # per rank and step
     arithmetic: Arithmetic  # of the layers' matrix products
     repeated: Repeated  # what backward computes again
-    grads_each: bool  # gradients are exchanged after every micro-batch
+    gathers_each: bool  # ZeRO-3 gathers weights for every micro-batch, not once per step
+    scatters_each: bool  # gradients are exchanged after every micro-batch, not once per step
+    gathered_bytes: float  # of a weight on its way
     windows: Sequence[int | None]  # attention window of layers, over and over; None: all before
     attention: Attention
     tensor_overlap: bool  # tensor exchanges run beside the products they feed
@@ -111,7 +113,9 @@ def job_of(
         num_micro_batches=num_micro_batches(recipe, degrees),
         arithmetic=ARITHMETIC[train.precision],
         repeated=REPEATED[train.recompute],
-        grads_each=not spec.reduces_once,
+        gathers_each=spec.zero_stage == 3,
+        scatters_each=not spec.reduces_once,
+        gathered_bytes=2.0,  # shards are cast to bf16, products to float8 after the gathering
         windows=(None,),
         attention="fused",
         tensor_overlap=False,

@@ -19,6 +19,7 @@ from parctl.planner.time.job import Job
 from parctl.planner.time.links import Group, group
 from parctl.recipes.parameters import LayerCount, ModelCount, count_parameters, is_sparse
 
+GRADIENT = 4.0  # bytes on its way: float32
 OPTIMIZER_BYTES = 32.0  # per parameter: moments, master weight and gradient read, written, cast
 
 
@@ -124,7 +125,7 @@ def _layer_time(job: Job, constants: Constants, index: int, count: LayerCount) -
     context = _context(job, constants) * (3 + repeats)
     experts = _experts(job, constants, index) * (2 + repeats)
     gathered = 0.0
-    if job.zero_stage == 3:
+    if job.gathers_each:
         gathered = _gathered(job, constants, count, passes)
     return LayerTime(
         compute=compute, tensor=tensor, context=context, experts=experts, gathered=gathered
@@ -192,11 +193,14 @@ def _gathered(
     degrees = job.degrees
     whole = _data_group(job, constants, experts=False)
     weights = (count.attention + count.mlp) / degrees.tp + count.replicated + count.router
-    gather = whole.gather(BYTES * weights)
-    gather += _data_group(job, constants, experts=True).gather(
-        BYTES * count.experts / degrees.ep / degrees.etp
-    )
-    scatter = 2 * gather * job.trained_share  # float32 gradients
+    experts = count.experts / degrees.ep / degrees.etp
+    apart = _data_group(job, constants, experts=True)
+
+    def exchange(per_parameter: float) -> float:
+        return whole.gather(per_parameter * weights) + apart.gather(per_parameter * experts)
+
+    gather = exchange(job.gathered_bytes)
+    scatter = exchange(GRADIENT * job.trained_share) if job.scatters_each else 0.0
     return _shown(job, constants, gather, passes.forward) + _shown(
         job, constants, gather + scatter, passes.backward
     )
@@ -212,13 +216,11 @@ def _shown(job: Job, constants: Constants, exchange: float, beside: float) -> fl
 def _data_tail(
     job: Job, constants: Constants, count: ModelCount, one: Sequence[LayerTime]
 ) -> float:
-    """Exposed exchange of gradients and weights once per step, below ZeRO-3.
+    """Exposed exchange of gradients and weights that layers do not wait for one by one.
 
     Gradients go while the last micro-batch's backward pass makes them, weights come while the next
     step's first forward pass needs them.
     """
-    if job.zero_stage == 3:
-        return 0.0
     dense, experts = _heaviest(job, count)
     links = _data_group(job, constants, experts=False)
     expert_links = _data_group(job, constants, experts=True)
@@ -228,11 +230,13 @@ def _data_tail(
         return links.gather(share * dense) + expert_links.gather(share * experts)
 
     compute = sum(item.compute for item in one)
-    gradients = exchange(4.0 if job.zero_stage else 8.0)  # float32, scattered or reduced
-    times = job.num_micro_batches if job.grads_each else 1
-    shown = _shown(job, constants, gradients, compute * 2 / 3) * times
-    if job.zero_stage:
-        shown += _shown(job, constants, exchange(2.0), compute / 3)
+    shown = 0.0
+    if not (job.gathers_each and job.scatters_each):
+        reduced = exchange(GRADIENT if job.zero_stage else 2 * GRADIENT)
+        times = job.num_micro_batches if job.scatters_each else 1
+        shown += _shown(job, constants, reduced, compute * 2 / 3) * times
+    if job.zero_stage and not job.gathers_each:
+        shown += _shown(job, constants, exchange(job.gathered_bytes), compute / 3)
     return shown
 
 

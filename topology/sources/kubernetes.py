@@ -72,12 +72,14 @@ def read_texts(texts: Sequence[tuple[str, str]]) -> Topology:
             objects.cut.append(documents.cut)
         for value in documents.values:
             _sort(value, objects, name)
-    if not (objects.nodes or objects.slices or objects.kueue):
+    topology = build(objects, name=" + ".join(names), source=f"k8s {' + '.join(names)}")
+    if not (topology.nodes or topology.tiers):
         raise UsageError(
-            f"{', '.join(names)}: Kubernetes objects, but no Node, ResourceSlice or Kueue Topology",
+            f"{', '.join(names)}: Kubernetes objects, but no Node, no ResourceSlice of a node and "
+            "no levels of a Kueue Topology",
             hint="`kubectl get nodes,resourceslices -o json > FILE` writes what is needed",
         )
-    return build(objects, name=" + ".join(names), source=f"k8s {' + '.join(names)}")
+    return topology
 
 
 def build(objects: Objects, *, name: str, source: str) -> Topology:
