@@ -46,13 +46,17 @@ class Run:
     sparse: bool
     fits: bool  # False: the source says that it ran out of memory
     job: Job
+    says_recompute: bool  # else the job has none, and memory must decide
     step_time_s: float | None  # measured
     peak_mem_gb: float | None
 
 
 def read_run(row: Mapping[str, Any]) -> Run:
     """Raises CannotPredict with the reason."""
-    job = job_of_row(row)
+    try:
+        job = job_of_row(row)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+        raise CannotPredict(f"row is incomplete: {type(error).__name__}: {error}") from error
     measured = row.get("measured") or {}
     peak = measured.get("peak_mem_gb")
     if peak is None and measured.get("peak_mem_gib") is not None:
@@ -65,6 +69,7 @@ def read_run(row: Mapping[str, Any]) -> Run:
         sparse=job.model.moe is not None,
         fits=row.get("fit", True) is not False,
         job=job,
+        says_recompute=row["parallelism"].get("recompute") is not None,
         step_time_s=measured_step_time(row, job),
         peak_mem_gb=peak,
     )
@@ -105,6 +110,7 @@ def job_of_row(row: Mapping[str, Any]) -> Job:
         gathers_each=zero_stage == 3 and degrees.pp == 1,
         scatters_each=zero_stage == 3 and degrees.pp == 1,
         gathered_bytes=2.0 if arithmetic == "bf16" else 1.0,
+        cp_kind="ring",
         windows=windows_of(str(model.get("attention", ""))),
         attention=attention_of(row, year),
         tensor_overlap=tensor_overlap(row, year),
@@ -206,9 +212,6 @@ def product_of(text: str) -> Product:
     return product
 
 
-POWER_LIMITED = 500 / 700  # W of the board over W of an H100 SXM
-
-
 def degrees_of(parallelism: Mapping[str, Any], num_gpus: int) -> Degrees:
     tp, pp, cp = (int(parallelism.get(name) or 1) for name in ("tp", "pp", "cp"))
     data = int(parallelism.get("dp") or max(1, num_gpus // (tp * pp * cp)))
@@ -269,7 +272,8 @@ def attention_of(row: Mapping[str, Any], year: int) -> Attention:
     """FlashAttention is of 2022; NVIDIA's own stack came to kernels made for Hopper in 2023."""
     if year < 2023:
         return "plain"
-    if any(mark in stack_of(row) for mark in TUNED):
+    early = (0, 0) < release(row) < (24, 5)
+    if any(mark in stack_of(row) for mark in TUNED) and not early:
         return "tuned"
     return "fused" if year > 2023 else "first"
 

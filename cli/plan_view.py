@@ -39,6 +39,8 @@ def show_plan(plan: Plan, console: "Console") -> None:
         console.print(table)
     for line in verdict(plan):
         _say(line, console)
+    for line in time_lines(plan):
+        _say(line, console)
     console.print()
     console.print("Why:")
     for sentence in plan.layout.explain:
@@ -203,6 +205,30 @@ def verdict(plan: Plan) -> Iterator[str]:
     yield f"DOES NOT FIT: needs {needs} per rank of {usable}."
     change = smallest_change(plan)
     yield f"Would fit: `{change.text}`" if change else "No change of one or two fields would fit."
+
+
+def time_lines(plan: Plan) -> Iterator[str]:
+    """Say how long a step takes, what it is spent on and how sure that is."""
+    basis, parts = plan.time.get("step_time_basis"), plan.time.get("step_parts_s")
+    if basis is None:
+        return
+    if parts is None:
+        yield f"TIME: {basis}."
+        return
+    step = plan.time["step_time_s"]
+    rate = f"{plan.time['tokens_per_s_per_gpu']:,.4g} tokens/s per GPU"
+    mfu = plan.time["mfu"]
+    share = "" if mfu is None else f", MFU {mfu:.1%} of the {_peak_name(plan)} peak"
+    yield f"TIME: {step:,.3g} s per step, {rate}{share} ({basis})."
+    spent = sorted(parts.items(), key=lambda part: -part[1])
+    yield "Spent on: " + ", ".join(
+        f"{name} {part / step:.0%}" for name, part in spent if part >= step / 200
+    )
+
+
+def _peak_name(plan: Plan) -> str:
+    assert plan.recipe.train is not None
+    return plan.recipe.train.precision
 
 
 def _shortened(rows: Sequence[Any], keep: int | None = None) -> Iterator[Any]:

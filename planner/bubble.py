@@ -4,7 +4,7 @@ Every rank works through its row in order and waits for what an action needs. Th
 the step, so the idle share is 1 - (work of all ranks) / (ranks x duration).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from parctl.planner.schedules import Action, Kind, Table, needs, results
@@ -27,12 +27,19 @@ class Timeline:
 
 
 def timeline(
-    table: Table, num_stages: int, costs: Mapping[Kind, float], *, exchange: float = 0.0
+    table: Table,
+    num_stages: int,
+    costs: Mapping[Kind, float] | Callable[[Action], float],
+    *,
+    exchange: float = 0.0,
 ) -> Timeline:
-    """Time a table whose actions cost `costs` each; `exchange` is the way between two ranks.
+    """Time a table whose actions cost `costs` each, by kind or one by one where stages differ.
+
+    `exchange` is the way between two ranks.
 
     Raises ValueError when the table cannot be worked through.
     """
+    cost = costs if callable(costs) else lambda action: costs[action.kind]
     rank_of = {action.stage: rank for rank, row in enumerate(table) for action in row}
     ends: dict[Action, float] = {}
     rows: list[list[tuple[Action, float, float]]] = [[] for _ in table]
@@ -49,7 +56,7 @@ def timeline(
                     for need in wanted
                 ]
                 start = max([rows[rank][-1][2] if rows[rank] else 0.0, *arrivals])
-                end = start + costs[action.kind]
+                end = start + cost(action)
                 rows[rank].append((action, start, end))
                 ends.update(dict.fromkeys(results(action), end))
                 moved = True

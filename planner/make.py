@@ -21,6 +21,7 @@ from parctl.planner.memory import estimate_memory
 from parctl.planner.plan import Plan
 from parctl.planner.request import layout_request, node_choice
 from parctl.planner.stages import split_layers
+from parctl.planner.time.estimate import estimate_time
 from parctl.planner.traffic import bytes_per_step
 from parctl.recipes.spec import Recipe
 from parctl.topology.layout import Layout
@@ -85,7 +86,8 @@ def make_plan(recipe: Recipe, topology: Topology, *, backend: str = "local") -> 
         layout=layout,
         stages=stages,
         memory=_memory(resolved, degrees, stages, devices),
-        time=_time(resolved, degrees, devices, traffic),
+        time=_time(resolved, degrees, devices, traffic)
+        | _step(resolved, degrees, stages, layout, devices),
         backend={"kind": backend},
         parctl_version=__version__,
     )
@@ -121,7 +123,7 @@ def _memory(
 def _time(
     recipe: Recipe, degrees: Degrees, devices: Devices, traffic: dict[str, float] | None
 ) -> dict[str, Any]:
-    """What the runtime divides its measurements by. No step time is predicted."""
+    """What the runtime divides its measurements by."""
     model, train = recipe.model, recipe.train
     if model is None or train is None:
         return {}
@@ -133,6 +135,19 @@ def _time(
         "peak_flops_per_device": _peak_flops(devices, recipe),
         "bytes_per_step": traffic,
     }
+
+
+def _step(
+    recipe: Recipe,
+    degrees: Degrees,
+    stages: tuple[tuple[int, ...], ...],
+    layout: Layout,
+    devices: Devices,
+) -> dict[str, Any]:
+    """How long a step will take. Of a script, nothing is known."""
+    if recipe.model is None or recipe.train is None:
+        return {}
+    return estimate_time(recipe, degrees, stages, layout, devices)
 
 
 def _refuse_precision(recipe: Recipe, devices: Devices) -> None:

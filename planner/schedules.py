@@ -27,7 +27,7 @@ from itertools import chain
 from typing import Literal, NamedTuple, cast
 
 from parctl.planner.stages import pipeline_rank
-from parctl.recipes.spec import ParallelismSpec
+from parctl.recipes.spec import ParallelismSpec, Schedule
 
 Kind = Literal["F", "B", "I", "W"]
 ACTION = re.compile(r"(\d+)([FBIW])(\d+)")
@@ -85,12 +85,18 @@ def action_table(spec: ParallelismSpec, pp: int, num_micro_batches: int) -> Tabl
     >>> [" ".join(map(str, row)) for row in action_table(one_f_one_b, 2, 3)]
     ['0F0 0F1 0B0 0F2 0B1 0B2', '1F0 1B0 1F1 1B1 1F2 1B2']
     """
-    m, v = num_micro_batches, spec.virtual_stages
     if spec.schedule_table is not None:
         return read_table(spec.schedule_table)
-    if spec.layer:
-        return tuple(_in_turn(rank, m, warm_up=0) for rank in range(pp))
-    match spec.schedule:
+    name = "layer" if spec.layer else spec.schedule
+    return named_table(name, pp, spec.virtual_stages, num_micro_batches)
+
+
+def named_table(name: Schedule | Literal["layer"], pp: int, virtual_stages: int, m: int) -> Table:
+    """Return the rows of a schedule by its name, for `m` micro-batches."""
+    v = virtual_stages
+    match name:
+        case "layer":
+            return tuple(_in_turn(rank, m, warm_up=0) for rank in range(pp))
         case "gpipe":
             return tuple(_in_turn(rank, m, warm_up=m) for rank in range(pp))
         case "1f1b":

@@ -20,6 +20,7 @@ from itertools import combinations
 from parctl.topology.links import link_count
 
 MAX_EXACT = 16
+MAX_STARTS = 64  # devices from which a full mesh is grown, where not all are looked at
 UNKNOWN = "?"
 
 Matrix = Sequence[Sequence[str]]
@@ -27,7 +28,8 @@ Matrix = Sequence[Sequence[str]]
 
 def connected_groups(matrix: Matrix) -> tuple[tuple[int, ...], ...]:
     """Sets of devices connected over NVLink or xGMI, by first member, lone ones included."""
-    return tuple(_members(mask) for mask in _components(_neighbours(matrix, _linked)))
+    everything = (1 << len(matrix)) - 1
+    return tuple(_members(mask) for mask in _components(_neighbours(matrix, _linked), everything))
 
 
 def full_mesh_cliques(matrix: Matrix) -> tuple[tuple[tuple[int, ...], int], ...]:
@@ -40,16 +42,21 @@ def full_mesh_cliques(matrix: Matrix) -> tuple[tuple[tuple[int, ...], int], ...]
     (((0, 1), 2),)
     """
     neighbours = _neighbours(matrix, _linked)
-    rest = sum(1 << i for i in range(len(matrix)) if neighbours[i])
     found: list[tuple[tuple[int, ...], int]] = []
-    while rest:
-        candidates = [_members(mask) for mask in _maximal_cliques(neighbours, rest)]
-        size, least = max((len(members), worst_count(matrix, members)) for members in candidates)
-        if size < 2:
-            break
-        best = min(m for m in candidates if (len(m), worst_count(matrix, m)) == (size, least))
-        found.append((best, least))
-        rest &= ~sum(1 << i for i in best)
+    pending = [sum(1 << i for i in range(len(matrix)) if neighbours[i])]
+    while pending:
+        # what is not connected does not compete for devices
+        for component in _components(neighbours, pending.pop()):
+            masks = set(_maximal_cliques(neighbours, component))
+            size = max(map(int.bit_count, masks))
+            if size < 2:
+                continue
+            candidates = [_members(mask) for mask in masks if mask.bit_count() == size]
+            scored = [(worst_count(matrix, members), members) for members in candidates]
+            least = max(count for count, _ in scored)
+            best = min(members for count, members in scored if count == least)
+            found.append((best, least))
+            pending.append(component & ~sum(1 << i for i in best))
     return tuple(sorted(found))
 
 
@@ -78,7 +85,8 @@ def _assuming(matrix: Matrix, code: str) -> Matrix:
 
 def worst_count(matrix: Matrix, members: Sequence[int]) -> int:
     """The smallest link count between two members; 0 for a lone one."""
-    return min((link_count(matrix[i][j]) for i, j in combinations(members, 2)), default=0)
+    codes = {matrix[i][j] for i, j in combinations(members, 2)}
+    return min(map(link_count, codes), default=0)
 
 
 def pack_meshes(
@@ -136,11 +144,15 @@ def _neighbours(matrix: Matrix, joined: Callable[[str], bool]) -> list[int]:
 
 
 def _members(mask: int) -> tuple[int, ...]:
-    return tuple(i for i in range(mask.bit_length()) if mask >> i & 1)
+    members = []
+    while mask:
+        members.append((mask & -mask).bit_length() - 1)
+        mask &= mask - 1
+    return tuple(members)
 
 
-def _components(neighbours: Sequence[int]) -> Iterator[int]:
-    rest = (1 << len(neighbours)) - 1
+def _components(neighbours: Sequence[int], rest: int) -> Iterator[int]:
+    """Connected sets of the devices of `rest`, by first member."""
     while rest:
         group, frontier = 0, rest & -rest
         while frontier:
@@ -154,6 +166,28 @@ def _components(neighbours: Sequence[int]) -> Iterator[int]:
 
 
 def _maximal_cliques(neighbours: Sequence[int], allowed: int) -> Iterator[int]:
+    """All largest full meshes of small components, some of large ones."""
+    for component in _components(neighbours, allowed):
+        members = _members(component)
+        if all(neighbours[i] & component == component & ~(1 << i) for i in members):
+            yield component
+        elif len(members) <= MAX_EXACT:
+            yield from _all_cliques(neighbours, component)
+        else:
+            yield from (_grown_from(neighbours, i, component) for i in members[:MAX_STARTS])
+
+
+def _grown_from(neighbours: Sequence[int], start: int, allowed: int) -> int:
+    """A full mesh with this device in it, grown by the lowest neighbour that all others have."""
+    clique, candidates = 1 << start, neighbours[start] & allowed
+    while candidates:
+        lowest = candidates & -candidates
+        clique |= lowest
+        candidates &= neighbours[lowest.bit_length() - 1]
+    return clique
+
+
+def _all_cliques(neighbours: Sequence[int], allowed: int) -> Iterator[int]:
     """Bron-Kerbosch with pivots (Tomita, Tanaka, Takahashi 2006)."""
 
     def grow(clique: int, candidates: int, done: int) -> Iterator[int]:
@@ -175,8 +209,7 @@ def _maximal_cliques(neighbours: Sequence[int], allowed: int) -> Iterator[int]:
 def _pack(neighbours: Sequence[int], allowed: int, size: int) -> tuple[tuple[int, ...], ...]:
     """Most disjoint cliques of `size`, component by component."""
     groups: list[tuple[int, ...]] = []
-    for component in _components(neighbours):
-        component &= allowed
+    for component in _components(neighbours, allowed):
         members = _members(component)
         if len(members) < size:
             continue

@@ -27,9 +27,11 @@ from typing import Protocol, cast
 from parctl.errors import UsageError
 from parctl.topology.model import Node, Topology
 from parctl.topology.names import few
+from parctl.topology.printable import check_printable
 
 FILE_SUFFIXES = (".json", ".yaml", ".yml", ".xml", ".txt", ".conf")
 STDIN = "-"
+DETECTED = 2**22  # characters that must show the format; a log of 100 MB is not searched for it
 # formats in the order they are tried: the ones that cannot be mistaken first
 FORMATS = {
     "topograph": "topograph's output",
@@ -112,6 +114,7 @@ def _read_all(sources: Sequence[str]) -> Iterator[_Found]:
         from parctl.topology.sources.kubernetes import read_texts
 
         cluster = read_texts(objects)
+        check_printable(cluster, " + ".join(name for _, name in objects))
         entry = _Found(topology=cluster, format="kubernetes", anonymous=False, pattern=None)
         found.insert(place, entry)
     yield from found
@@ -166,13 +169,14 @@ def _text_of(source: str) -> str | None:
 
 
 def _format_of(text: str) -> str | None:
-    return next((name for name in FORMATS if _module(name).looks_like(text)), None)
+    beginning = text[:DETECTED]
+    return next((name for name in FORMATS if _module(name).looks_like(beginning)), None)
 
 
 def _is_kubernetes(text: str) -> bool:
     from parctl.topology.store import looks_like
 
-    return not looks_like(text) and _format_of(text) == "kubernetes"
+    return not looks_like(text[:DETECTED]) and _format_of(text) == "kubernetes"
 
 
 def _module(name: str) -> Format:
@@ -184,8 +188,10 @@ def _read_text(text: str, source: str) -> _Found:
     from parctl.topology.store import looks_like, topology_from_text
 
     name = "standard input" if source == STDIN else source
-    if looks_like(text):
-        return _whole(topology_from_text(text, name), "file")
+    if looks_like(text[:DETECTED]):
+        topology = topology_from_text(text, name)
+        check_printable(topology, name)
+        return _whole(topology, "file")
     kind = _format_of(text)
     if kind is None:
         if source.endswith((".json", ".yaml", ".yml")) or text.lstrip()[:1] == "{":
@@ -195,6 +201,7 @@ def _read_text(text: str, source: str) -> _Found:
             hint=f"read are {', '.join(FORMATS.values())}, and `parctl topology -o json`",
         )
     topology = _module(kind).read_text(text, Path(name).name)
+    check_printable(topology, name)
     anonymous = (
         kind in ANONYMOUS
         and len(topology.nodes) == 1

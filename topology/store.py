@@ -158,8 +158,9 @@ def topology_from_json(data: Any, *, where: str = "topology") -> Topology:
     tiers = reader.strings("tiers")
     shared: dict[str, list[tuple[Mapping[str, Any], Hardware]]] = {}
     nodes = tuple(_node(node, tiers, shared) for node in reader.items("nodes"))
-    if not nodes and not tiers:
-        # tiers alone are what Kueue's Topology says of a cluster
+    unknown = reader.strings("unknown")
+    # a map of the fabric may name no node, as Kueue's Topology and Slurm's flat one, and says so
+    if not nodes and not any(text.startswith("nodes:") for text in unknown):
         raise reader.error("nodes", "is empty, expected at least one node")
     names = Counter(node.name for node in nodes)
     name, times = names.most_common(1)[0] if names else ("", 0)
@@ -171,7 +172,7 @@ def topology_from_json(data: Any, *, where: str = "topology") -> Topology:
         tiers=tiers,
         nodes=nodes,
         warnings=reader.strings("warnings"),
-        unknown=reader.strings("unknown"),
+        unknown=unknown,
     )
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from parctl.planner.time.constants import Constants
 from parctl.planner.time.job import Job
+from parctl.planner.time.rates import Rates, rates
 from parctl.recipes.parameters import is_sparse
 
 BYTES = 2  # activations are bf16, whatever the products are in
@@ -23,7 +24,6 @@ BACKWARD_ATTENTION = 2.5
 BACKWARD_MEMORY = 2.0
 EXPONENTIAL = 128.0  # a score's exponential in head dimensions of products
 FIRST_FUSED = 0.55  # speed of the first FlashAttention over the second (2307.08691, figure 4)
-MEMORY = 0.85  # share of the bandwidth that copies reach (BabelStream, vendors' own tables)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,68 +48,15 @@ class Passes:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """What a device reaches. FLOP/s of the layers' products and of bf16 ones, bytes/s of memory."""
-
-    products: float
-    plain: float
-    attention: float
-    memory: float
-
-
-def rates(job: Job, constants: Constants) -> Rates:
-    product = job.product
-    assert product.bf16_flops and product.memory_bytes_s
-    generation = generation_of(job)
-    held = held_share(product.key, product.bf16_flops, generation, constants)
-    plain = product.bf16_flops * held * getattr(constants, f"gemm_{generation}")
-    products = plain
-    if job.arithmetic != "bf16" and product.fp8_flops:
-        share = getattr(constants, f"gemm_{generation}_fp8")
-        fp4 = 2.0 if job.arithmetic == "fp4" else 1.0
-        products = product.fp8_flops * held * fp4 * share
-    kernels = "hopper_tuned" if (generation, job.attention) == ("hopper", "tuned") else generation
-    return Rates(
-        products=products,
-        plain=plain,
-        attention=product.bf16_flops * held * getattr(constants, f"attention_{kernels}"),
-        memory=product.memory_bytes_s * MEMORY,
-    )
-
-
-# W of a board (vendor figures); the first of a generation is what the others are compared with
-POWER = {
-    "ampere": {"a100-80g": 400.0},
-    "hopper": {"h100": 700.0, "h200": 700.0, "h800": 700.0, "h100-500w": 500.0, "h20": 400.0},
-    "blackwell": {"gb200": 1200.0, "b200": 1000.0, "b300": 1100.0, "gb300": 1400.0},
-}
-PEAKS = {"ampere": 312e12, "hopper": 989e12, "blackwell": 2450e12}
-
-
-def held_share(key: str, peak: float, generation: str, constants: Constants) -> float:
-    """How much of its peak a board holds under load, beside the first board of its generation."""
-    boards = POWER[generation]
-    usual = next(iter(boards.values())) / PEAKS[generation]
-    own = boards.get(key, usual * peak) / peak
-    return float((own / usual) ** constants.power)
-
-
-def generation_of(job: Job) -> str:
-    """Which efficiency applies: that of the nearest generation that was fitted."""
-    key = job.product.key
-    if key.startswith(("b2", "b3", "gb")):
-        return "blackwell"
-    if key.startswith(("h", "mi3", "l4")):
-        return "hopper"
-    return "ampere"
-
-
 def layer(job: Job, constants: Constants, index: int) -> Passes:
     """Layer `index` of the model, for one micro-batch."""
     speed = rates(job, constants)
+    width = 2.0 if job.arithmetic == "bf16" else 1.0
     products = sum(
-        product_time(tokens, rows, columns, speed.products, constants) * count
+        product_time(
+            tokens, rows, columns, speed.products, speed.memory, width, constants.gemm_traffic
+        )
+        * count
         for tokens, rows, columns, count in layer_products(job, index)
     )
     attention = attention_time(job, speed, index)
@@ -130,16 +77,24 @@ def layer(job: Job, constants: Constants, index: int) -> Passes:
 
 
 def product_time(
-    tokens: float, rows: float, columns: float, rate: float, constants: Constants
+    tokens: float,
+    rows: float,
+    columns: float,
+    rate: float,
+    memory: float,
+    width: float,
+    extra: float,
 ) -> float:
-    """Seconds of one `[tokens, rows] x [rows, columns]` product."""
-    slower = 1 + constants.gemm_half * (1 / tokens + 1 / rows + 1 / columns)
-    return 2.0 * tokens * rows * columns / rate * slower
+    """Seconds of one `[tokens, rows] x [rows, columns]` product of `width` bytes per number.
+
+    Its operands and result pass through memory `extra` times: what small products lose.
+    """
+    operands = width * (tokens * rows + rows * columns)
+    traffic = operands + BYTES * tokens * columns
+    return 2.0 * tokens * rows * columns / rate + extra * traffic / memory
 
 
-def layer_products(
-    job: Job, index: int
-) -> Iterator[tuple[float, float, float, float]]:
+def layer_products(job: Job, index: int) -> Iterator[tuple[float, float, float, float]]:
     """Yield (M, K, N, how many) of the forward products of a layer on one rank."""
     model, tp, tokens = job.model, job.degrees.tp, job.tokens
     h = model.dim
@@ -192,7 +147,7 @@ def attention_time(job: Job, speed: Rates, index: int) -> tuple[float, float]:
         return flops / speed.attention, BACKWARD_ATTENTION * flops / speed.attention
     # full rows of scores are computed, and pass through memory in scaling, mask, softmax, dropout
     full = 2.0 * job.tokens * job.seq_len * heads * head_dims(job)
-    scores = BYTES * job.tokens * job.seq_len * heads * 8
+    scores = BYTES * job.tokens * job.seq_len * heads * 5.5
     forward = full / speed.plain + scores / speed.memory
     return forward, 2 * forward
 
@@ -249,7 +204,9 @@ def head(job: Job, constants: Constants) -> Passes:
     """The final norm, the head and the loss; they are bf16 whatever the layers are in."""
     model, speed = job.model, rates(job, constants)
     vocabulary = model.vocab_size / job.degrees.tp
-    product = product_time(job.tokens, model.dim, vocabulary, speed.plain, constants)
+    product = product_time(
+        job.tokens, model.dim, vocabulary, speed.plain, speed.memory, BYTES, constants.gemm_traffic
+    )
     # logits written, read for maximum, sum and gradient in float32
     elements = job.tokens * vocabulary * (BYTES + 3 * 4) / speed.memory
     return Passes(

@@ -54,7 +54,7 @@ class Job:
     degrees: Degrees
     sp: bool
     zero_stage: int
-    schedule: str
+    schedule: str  # `layer`, or as recipes name it; another one is taken for DualPipe
     virtual_stages: int
     stages: Sequence[Sequence[int]]  # layers of every virtual stage, in model order
     seq_len: int
@@ -65,6 +65,7 @@ class Job:
     gathers_each: bool  # ZeRO-3 gathers weights for every micro-batch, not once per step
     scatters_each: bool  # gradients are exchanged after every micro-batch, not once per step
     gathered_bytes: float  # of a weight on its way
+    cp_kind: Literal["ring", "ulysses"]
     windows: Sequence[int | None]  # attention window of layers, over and over; None: all before
     attention: Attention
     tensor_overlap: bool  # tensor exchanges run beside the products they feed
@@ -105,7 +106,7 @@ def job_of(
         degrees=degrees,
         sp=spec.sp,
         zero_stage=spec.zero_stage,
-        schedule=spec.schedule,
+        schedule="layer" if spec.layer else spec.schedule,
         virtual_stages=spec.virtual_stages,
         stages=stages,
         seq_len=train.seq_len,
@@ -113,9 +114,10 @@ def job_of(
         num_micro_batches=num_micro_batches(recipe, degrees),
         arithmetic=ARITHMETIC[train.precision],
         repeated=REPEATED[train.recompute],
-        gathers_each=spec.zero_stage == 3,
+        gathers_each=spec.zero_stage == 3 and spec.reshard != "never",
         scatters_each=not spec.reduces_once,
         gathered_bytes=2.0,  # shards are cast to bf16, products to float8 after the gathering
+        cp_kind=spec.cp_kind,
         windows=(None,),
         attention="fused",
         tensor_overlap=False,

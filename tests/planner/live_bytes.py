@@ -103,9 +103,7 @@ def measure(recipe: Recipe, axes: Mapping[str, int]) -> Measured:
     )
     with fake_world(size):
         mesh = build_mesh(layout, torch.device("cpu"), wrap_alone=train.precision == "bf16")
-        parallel = parallelize(
-            model, recipe.parallelism, train, mesh, split_layers(model, 1)
-        )
+        parallel = parallelize(model, recipe.parallelism, train, mesh, split_layers(model, 1))
         passes = make_passes(parallel, recipe.parallelism, train)
         optimizer = make_optimizer(parallel.parameters(), train.optimizer)
         own = train.seq_len // mesh.sizes["cp"]

@@ -49,8 +49,8 @@ def test_experts_are_shared_by_what_ep_leaves() -> None:
 
 
 def test_fp64_doubles_everything() -> None:
-    for precision, total in (("fp64", 32_000), ("fp32", 16_000)):
-        state = state_bytes(THOUSAND, REGIMES[precision], 0, Degrees(), whole_gradients=True)
+    for regime, total in ((REGIMES["fp64"], 32_000), (REGIMES["fp32"], 16_000)):
+        state = state_bytes(THOUSAND, regime, 0, Degrees(), whole_gradients=True)
         assert state.total == total
 
 

@@ -14,7 +14,8 @@ LLAMA: dict[str, Any] = {
 MOE: dict[str, Any] = {
     "num_experts": 4, "top_k": 2, "expert_ffn_dim": 96, "num_shared_experts": 0,
     "num_dense_layers": 0, "layer_period": 1, "capacity_factor": None, "aux_loss": 0.01,
-    "z_loss": 0.0, "router": "softmax", "weight_scale": 1.0, "bias_rate": 0.001, "num_groups": 1, "top_k_groups": 1,
+    "z_loss": 0.0, "router": "softmax", "weight_scale": 1.0, "bias_rate": 0.001, "num_groups": 1,
+    "top_k_groups": 1,
 }  # fmt: skip
 
 

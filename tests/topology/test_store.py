@@ -234,7 +234,13 @@ def test_a_directory_is_no_topology(tmp_path: Path) -> None:
 
 
 def test_fabric_tiers_without_nodes_are_read_back() -> None:
-    levels = Topology(name="k", source="k8s k.yaml", tiers=("host", "rack"), nodes=())
+    levels = Topology(
+        name="k",
+        source="k8s k.yaml",
+        tiers=("host", "rack"),
+        nodes=(),
+        unknown=("nodes: only Kueue's levels are in this file",),
+    )
 
     assert topology_from_json(topology_to_json(levels)) == levels
 

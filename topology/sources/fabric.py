@@ -102,6 +102,8 @@ def fabric_topology(
             "the first one named is used"
         )
     missing = list(unknown)
+    if not nodes and not any(text.startswith("nodes:") for text in missing):
+        missing.append("nodes: the text names none")
     if nodes:
         missing.append(f"devices of all {len(nodes)} nodes: {name} describes the network only")
     short = [node.name for node in nodes if "?" in node.tiers]

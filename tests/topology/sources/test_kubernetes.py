@@ -406,7 +406,7 @@ def test_a_list_that_was_cut_gives_its_whole_nodes() -> None:
 
 
 def test_objects_of_other_kinds_are_no_cluster() -> None:
-    with pytest.raises(UsageError, match="no Node, ResourceSlice or Kueue Topology"):
+    with pytest.raises(UsageError, match="no Node, no ResourceSlice"):
         read_text("apiVersion: v1\nkind: Pod\nmetadata: {name: a}\n", "pod.yaml")
 
 
@@ -484,3 +484,10 @@ def test_keys_that_are_no_text_are_no_label() -> None:
     )
 
     assert [found.name for found in read_text(text, "odd.yaml").nodes] == ["a"]
+
+
+def test_a_kueue_topology_that_was_cut_before_its_levels_is_refused() -> None:
+    text = "apiVersion: kueue.x-k8s.io/v1beta2\nkind: Topology\nmetadata:\n"
+
+    with pytest.raises(UsageError, match="no levels of a Kueue Topology"):
+        read_text(text, "kueue.yaml")

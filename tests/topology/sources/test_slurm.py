@@ -7,6 +7,7 @@ import pytest
 from parctl.errors import UsageError
 from parctl.topology.model import Topology
 from parctl.topology.sources.slurm import looks_like, read_text
+from parctl.topology.store import topology_from_json, topology_to_json
 
 DATA = Path(__file__).resolve().parents[4] / "shared/data/topology/net"
 
@@ -160,3 +161,10 @@ def test_a_node_on_two_switches_is_said() -> None:
 
     assert places(topology) == {"n": ("a",)}
     assert topology.warnings == ("n: hangs on several switches; the first one named is used",)
+
+
+def test_switches_without_a_node_are_said_and_read_back() -> None:
+    topology = read("SwitchName=leaf Nodes=\n")
+
+    assert (topology.nodes, topology.unknown) == ((), ("nodes: the text names none",))
+    assert topology_from_json(topology_to_json(topology)) == topology
