@@ -6,10 +6,11 @@ leaves out is filled by the rules below, the same for all rows.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from parctl.planner.degrees import Degrees
+from parctl.planner.flops import attention_flops_per_token, matmul_parameters
 from parctl.planner.stages import balance
 from parctl.planner.time.job import (
     ALL,
@@ -54,13 +55,18 @@ class Run:
 def read_run(row: Mapping[str, Any]) -> Run:
     """Raises CannotPredict with the reason."""
     try:
-        job = job_of_row(row)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+        return _run(row)
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise CannotPredict(f"row is incomplete: {type(error).__name__}: {error}") from error
+
+
+def _run(row: Mapping[str, Any]) -> Run:
+    job = job_of_row(row)
+    refuse_nonsense(job)
     measured = row.get("measured") or {}
     peak = measured.get("peak_mem_gb")
     if peak is None and measured.get("peak_mem_gib") is not None:
-        peak = measured["peak_mem_gib"] * 2**30 / 1e9
+        peak = float(measured["peak_mem_gib"]) * 2**30 / 1e9
     return Run(
         id=str(row["id"]),
         family=str(row.get("family", "unknown")),
@@ -71,8 +77,25 @@ def read_run(row: Mapping[str, Any]) -> Run:
         job=job,
         says_recompute=row["parallelism"].get("recompute") is not None,
         step_time_s=measured_step_time(row, job),
-        peak_mem_gb=peak,
+        peak_mem_gb=None if peak is None else float(peak),
     )
+
+
+def refuse_nonsense(job: Job) -> None:
+    """Raise CannotPredict for sizes that are not positive, and for devices without figures."""
+    model, degrees, moe = job.model, job.degrees, job.model.moe
+    sizes = [getattr(degrees, field.name) for field in fields(degrees)]
+    sizes += [model.num_layers, model.dim, model.num_heads, model.num_kv_heads, model.head_dim]
+    sizes += [model.vocab_size, model.ffn_dim, job.seq_len, job.micro_batch, job.virtual_stages]
+    sizes += [job.fabric.num_devices, job.fabric.island, job.fabric.fast, job.fabric.slow]
+    if moe is not None:
+        sizes += [moe.num_experts, moe.top_k, moe.expert_ffn_dim]
+    if min(sizes) <= 0:
+        raise CannotPredict("a size or a degree is not positive")
+    if not job.product.bf16_flops or not job.product.memory_bytes_s:
+        raise CannotPredict(f"the speed of {job.product.key} is not known")
+    if degrees.world_size > 2 * job.fabric.num_devices:
+        raise CannotPredict(f"{degrees.world_size} ranks on {job.fabric.num_devices} GPUs")
 
 
 def job_of_row(row: Mapping[str, Any]) -> Job:
@@ -228,7 +251,7 @@ def degrees_of(parallelism: Mapping[str, Any], num_gpus: int) -> Degrees:
 
 
 def stages_of(model: ModelSpec, num_stages: int) -> tuple[tuple[int, ...], ...]:
-    if num_stages > model.num_layers:
+    if not 1 <= num_stages <= model.num_layers:
         raise CannotPredict(f"{num_stages} stages, but {model.num_layers} layers")
     sizes = balance((1.0,) * model.num_layers, num_stages, last=0.01, first=0.02)
     starts = [sum(sizes[:index]) for index in range(num_stages)]
@@ -342,26 +365,30 @@ def measured_step_time(row: Mapping[str, Any], job: Job) -> float | None:
     """Seconds per step: stated, or from throughput."""
     measured = row.get("measured") or {}
     if measured.get("step_time_s"):
-        return float(measured["step_time_s"])
+        return positive(float(measured["step_time_s"]))
     num_gpus = job.fabric.num_devices
     per_gpu = measured.get("tokens_per_s_per_gpu")
     if per_gpu is None and measured.get("tokens_per_s_total"):
         per_gpu = measured["tokens_per_s_total"] / num_gpus
     if per_gpu:
-        return job.tokens_per_step / (float(per_gpu) * num_gpus)
+        return positive(job.tokens_per_step / (float(per_gpu) * num_gpus))
     tflops = measured.get("tflops_per_gpu")
     flops = flops_per_step(row, job)
     if tflops and flops:
-        return flops / (float(tflops) * 1e12 * num_gpus)
+        return positive(flops / (float(tflops) * 1e12 * num_gpus))
     if measured.get("mfu") and flops and job.product.bf16_flops:
-        return flops / (float(measured["mfu"]) * job.product.bf16_flops * num_gpus)
+        return positive(flops / (float(measured["mfu"]) * job.product.bf16_flops * num_gpus))
     return None
+
+
+def positive(seconds: float) -> float:
+    if seconds <= 0:
+        raise ValueError(f"measured step time {seconds}")
+    return seconds
 
 
 def flops_per_step(row: Mapping[str, Any], job: Job) -> float | None:
     """FLOPs of a step in the source's own convention; None where it does not say which."""
-    from parctl.planner.flops import attention_flops_per_token, matmul_parameters
-
     convention = str(row.get("flops_convention") or "")
     if not convention:
         return None

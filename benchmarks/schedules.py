@@ -27,12 +27,12 @@ from parctl.planner.bubble import timeline
 from parctl.planner.schedules import Kind, action_table, stage_ranks
 from parctl.recipes.loader import load_recipe
 from parctl.recipes.spec import ModelSpec, ParallelismSpec, TrainSpec
-from parctl.runtime.data import MicroBatch
-from parctl.runtime.linear import Linear
-from parctl.runtime.mesh import RankMesh, build_mesh, join_world
-from parctl.runtime.parallelize import ParallelModel
-from parctl.runtime.pipeline import Pipeline
-from parctl.runtime.transformer import Part
+from parctl.runtime.data.batches import MicroBatch
+from parctl.runtime.model.linear import Linear
+from parctl.runtime.model.transformer import Part
+from parctl.runtime.parallel.mesh import RankMesh, build_mesh, join_world
+from parctl.runtime.parallel.parallelize import ParallelModel
+from parctl.runtime.parallel.pipeline import Pipeline
 from parctl.topology.layout import Layout, Slot
 
 FORMS = ("LAYER{}", "PP{}@gpipe", "PP{}", "PP{}@interleaved-1f1b:2", "PP{}@zero-bubble",
@@ -83,7 +83,7 @@ class StandInLinear(Linear):
 
 
 class StandIn(nn.Module):
-    """A stage as `runtime.pipeline` sees it."""
+    """A stage as `runtime.parallel.pipeline` sees it."""
 
     stream_shards, mtp, num_logits = 1, (), WIDTH
 

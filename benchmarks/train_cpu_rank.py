@@ -288,7 +288,7 @@ def run_peer(program: str, precision: str, directory: Path) -> list[tuple[float,
 def run_parctl(directory: Path) -> list[tuple[float, float]]:
     """The loop of the product; it asks `stop` once per step, just before the step's totals."""
     from parctl.planner.plan import plan_from_json
-    from parctl.runtime.mesh import build_mesh, choose_device, join_world
+    from parctl.runtime.parallel.mesh import build_mesh, choose_device, join_world
     from parctl.runtime.trainer import train
     from parctl.runtime.training import prepare
 

@@ -24,8 +24,8 @@ def export(
 
     if find_spec("torch") is None:
         raise UsageError("torch is not installed", hint="`pip install 'parctl[torch]'`")
-    from parctl.runtime.checkpoint_directory import local_path
-    from parctl.runtime.huggingface_export import export as write
+    from parctl.runtime.checkpoint.directory import local_path
+    from parctl.runtime.huggingface.export import export as write
 
     run = runs_root() / checkpoint / "checkpoints"
     source = run if "/" not in checkpoint and run.is_dir() else local_path(checkpoint)

@@ -103,8 +103,8 @@ class LocalBackend:
 
     def submit(self, manifests: Manifests) -> RunRef:
         from parctl.launcher.secrets import check_secrets
-        from parctl.runtime.data_check import refuse_bad_data
-        from parctl.runtime.huggingface_check import refuse_bad_weights
+        from parctl.runtime.data.check import refuse_bad_data
+        from parctl.runtime.huggingface.check import refuse_bad_weights
 
         recipe = manifests.plan.recipe
         check_secrets(recipe.launch.secrets)

@@ -1,6 +1,6 @@
 """Data that ships with parctl: the text `corpus://guide`, which the demo trains on.
 
-`corpus://stripes` are images that are drawn as they are read (`parctl.runtime.images`).
+`corpus://stripes` are images that are drawn as they are read (`parctl.runtime.data.images`).
 """
 
 from pathlib import Path

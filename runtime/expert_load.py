@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parctl.runtime.router import Router
+from parctl.runtime.model.router import Router
 
 FILE = "expert_load.json"
 

@@ -18,10 +18,10 @@ from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from parctl.recipes.spec import OptimizerSpec
-from parctl.runtime.linear import local
-from parctl.runtime.mesh import RankMesh
-from parctl.runtime.offload import OnHost, to_device, to_host, wait_for_copies
-from parctl.runtime.operator_parallel import is_of_a_branch
+from parctl.runtime.execution.offload import OnHost, to_device, to_host, wait_for_copies
+from parctl.runtime.model.linear import local
+from parctl.runtime.parallel.mesh import RankMesh
+from parctl.runtime.parallel.operator_parallel import is_of_a_branch
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

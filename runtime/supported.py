@@ -206,7 +206,7 @@ def uneven_experts(
         ("num_shared_experts x expert_ffn_dim", shared, "tp", tp),
     ]
     if degrees.get("fsdp", 1) > 1:
-        # as `topology.placement.experts` deals ranks out, and `runtime.mesh` sets replicas apart
+        # as `topology.placement.experts` deals ranks out, and the mesh sets replicas apart
         edp = outer // ep if outer % ep == 0 and etp in (1, tp) else outer * tp // (etp * ep)
         dp = degrees.get("dp", 1)
         shards = edp if edp % dp else edp // dp

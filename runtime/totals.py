@@ -15,7 +15,7 @@ from torch import Tensor
 from parctl.errors import ParctlError
 from parctl.recipes.spec import TrainSpec
 from parctl.runtime.optimizer import own_gradients, own_square_sum
-from parctl.runtime.parallelize import ParallelModel
+from parctl.runtime.parallel.parallelize import ParallelModel
 
 
 class Totals:

@@ -14,10 +14,15 @@ from torch import Tensor
 
 from parctl.errors import ParctlError, UsageError
 from parctl.recipes.spec import TrainSpec, to_json
-from parctl.runtime import expert_load, huggingface
-from parctl.runtime.checkpoint import Progress, read_progress, refuse_other_model, tensors
-from parctl.runtime.data import Batches
-from parctl.runtime.mesh import set_timeout
+from parctl.runtime import expert_load
+from parctl.runtime.checkpoint.checkpoints import (
+    Progress,
+    read_progress,
+    refuse_other_model,
+    tensors,
+)
+from parctl.runtime.data.batches import Batches
+from parctl.runtime.huggingface import weights as huggingface
 from parctl.runtime.optimizer import (
     clip,
     learning_rate,
@@ -25,6 +30,7 @@ from parctl.runtime.optimizer import (
     set_learning_rate,
     set_step,
 )
+from parctl.runtime.parallel.mesh import set_timeout
 from parctl.runtime.totals import Totals, Watch, diverged, divergence, exchange_totals
 from parctl.runtime.training import Training
 

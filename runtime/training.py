@@ -7,20 +7,20 @@ import torch.distributed as dist
 
 from parctl.planner.plan import Plan
 from parctl.recipes.spec import CheckpointSpec, DataSpec, ModelSpec, TrainSpec
-from parctl.runtime.checkpoint import Checkpoints
-from parctl.runtime.checkpoint_directory import local_path
-from parctl.runtime.context_parallel import sequence_part
-from parctl.runtime.data import Batches, Reading, TextBatches
-from parctl.runtime.data_check import common_format, find_end_token
-from parctl.runtime.documents import list_files
-from parctl.runtime.images import open_images
-from parctl.runtime.mesh import RankMesh
+from parctl.runtime.checkpoint.checkpoints import Checkpoints
+from parctl.runtime.checkpoint.directory import local_path
+from parctl.runtime.data.batches import Batches, Reading, TextBatches
+from parctl.runtime.data.check import common_format, find_end_token
+from parctl.runtime.data.documents import list_files
+from parctl.runtime.data.images import open_images
+from parctl.runtime.data.tokens import TokenStream, open_stream
 from parctl.runtime.metrics import Reporter
+from parctl.runtime.model.sequence import SequencePart
 from parctl.runtime.optimizer import AdamW, make_optimizer
-from parctl.runtime.parallelize import ParallelModel, parallelize
-from parctl.runtime.passes import Passes, make_passes
-from parctl.runtime.sequence import SequencePart
-from parctl.runtime.tokens import TokenStream, open_stream
+from parctl.runtime.parallel.context_parallel import sequence_part
+from parctl.runtime.parallel.mesh import RankMesh
+from parctl.runtime.parallel.parallelize import ParallelModel, parallelize
+from parctl.runtime.parallel.passes import Passes, make_passes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,10 +21,10 @@ import torch.distributed as dist
 
 from parctl.errors import ParctlError
 from parctl.planner.plan import Plan, plan_from_json
-from parctl.runtime.checkpoint import take_directory
-from parctl.runtime.data_parallel import COMPUTE_TYPES
+from parctl.runtime.checkpoint.checkpoints import take_directory
 from parctl.runtime.flight_record import FlightRecord, remember_collectives
-from parctl.runtime.mesh import build_mesh, choose_device, join_world
+from parctl.runtime.parallel.data_parallel import COMPUTE_TYPES
+from parctl.runtime.parallel.mesh import build_mesh, choose_device, join_world
 from parctl.runtime.trainer import Outcome, train
 from parctl.runtime.training import directory_of, prepare
 from parctl.topology.layout import Layout

@@ -26,6 +26,7 @@ DEVICE_FACTS = (
 )
 NIC_FACTS = ("speed_gbit_s", "numa", "pci", "rail")
 NODE_FACTS = ("num_cpus", "memory_bytes")
+NIC_SOURCES = ("nics", "nic_matrix")
 # a label counts MiB, a driver bytes: closer than this is the same memory
 SAME_MEMORY = 0.02
 
@@ -87,6 +88,7 @@ def _merge_two(one: Hardware, two: Hardware) -> tuple[Hardware, list[str]]:
             f"({one.sources.get('matrix', 'file')}), but {bad} "
             f"({two.sources.get('matrix', 'file')}): the first are used"
         )
+    one, two = _without_usual_nics(one, two), _without_usual_nics(two, one)
     nics, nic_matrix = _merge_nics(one, two, pairs, notes)
     sources = {**two.sources, **one.sources}
     if "matrix" in two.sources and matrix != one.matrix:
@@ -243,6 +245,15 @@ def _merge_nics(
             if two.nic_matrix and cells[i][column] == "?":
                 cells[i][column] = two.nic_matrix[there][position]
     return tuple(nics), tuple(map(tuple, cells))
+
+
+def _without_usual_nics(one: Hardware, two: Hardware) -> Hardware:
+    """`one` without the NICs that its product usually has, where `two` has seen the real ones."""
+    usual, seen = (not is_witness(part.sources.get("nics")) for part in (one, two))
+    if not (one.nics and two.nics and usual and not seen):
+        return one
+    kept = {key: source for key, source in one.sources.items() if key not in NIC_SOURCES}
+    return replace(one, nics=(), nic_matrix=(), sources=kept)
 
 
 def _source_of(hardware: Hardware) -> str:

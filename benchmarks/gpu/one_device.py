@@ -100,8 +100,8 @@ def measure(directory: Path) -> Measured:
     import torch.distributed as dist
 
     from parctl.planner.plan import plan_from_json
-    from parctl.runtime.data_parallel import COMPUTE_TYPES
-    from parctl.runtime.mesh import build_mesh, choose_device, join_world
+    from parctl.runtime.parallel.data_parallel import COMPUTE_TYPES
+    from parctl.runtime.parallel.mesh import build_mesh, choose_device, join_world
     from parctl.runtime.trainer import train
     from parctl.runtime.training import prepare
 

@@ -80,9 +80,10 @@ def waiting(job: Job, stages: Sequence[StageTime], exchange: float) -> float:
     if pp == 1:
         return 0.0
     name = schedule_of(job)
-    if name is None:
-        return even_waiting(job, stages, exchange)
     done = min(m, STEADY * pp)
+    # interleaving deals micro-batches out in rounds of pp
+    if name is None or (name == "interleaved-1f1b" and done % pp):
+        return even_waiting(job, stages, exchange)
     table = named_table(name, pp, job.virtual_stages, done)
     duration = timeline(
         table, len(stages), lambda action: stages[action.stage].of(action), exchange=exchange

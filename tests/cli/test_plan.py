@@ -75,7 +75,7 @@ def test_a_thousand_nodes_are_abbreviated_and_ascii(capsys: Captured) -> None:
 def test_a_misfit_is_shown_with_what_would_fit_and_exits_0(capsys: Captured) -> None:
     assert run(["plan", "llama-3-8b: DP", "--cluster", "h100:1x8"]) == 0
     captured = capsys.readouterr()
-    assert "DOES NOT FIT: needs 184 GB per rank of 77.0 GB usable" in captured.out
+    assert "DOES NOT FIT: needs 182 GB per rank of 77.0 GB usable" in captured.out
     assert "Would fit: `--set parallelism=FSDP8`" in captured.out
     assert "note: training defaults of llama-3-8b" in captured.err
 

@@ -21,11 +21,11 @@ from torch.utils._pytree import tree_leaves
 
 from parctl.planner.stages import split_layers
 from parctl.recipes.spec import Recipe
-from parctl.runtime.data import MicroBatch
-from parctl.runtime.mesh import build_mesh
+from parctl.runtime.data.batches import MicroBatch
 from parctl.runtime.optimizer import make_optimizer
-from parctl.runtime.parallelize import parallelize
-from parctl.runtime.passes import make_passes
+from parctl.runtime.parallel.mesh import build_mesh
+from parctl.runtime.parallel.parallelize import parallelize
+from parctl.runtime.parallel.passes import make_passes
 from parctl.topology.layout import Layout, Slot
 
 

@@ -2,6 +2,7 @@
 
 import doctest
 import re
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from parctl.cli.main import run
 from parctl.planner.infer import AUTO_FORMS
+from parctl.planner.time.constants import FITTED, Constants
 
 DOCS = (Path(__file__).parents[2] / "docs" / "planning.md").read_text(encoding="utf-8")
 
@@ -32,3 +34,10 @@ def test_the_examples_in_docstrings_are_true(name: str) -> None:
     module = import_module(f"parctl.planner.{name}")
     results = doctest.testmod(module)
     assert results.failed == 0
+
+
+def test_every_fitted_constant_is_listed_with_its_value_and_interval() -> None:
+    for field in fields(Constants):
+        value, data = getattr(FITTED, field.name), field.metadata
+        row = f"| `{field.name}` | {value:.3g} | {data['low']:g} to {data['high']:g} |"
+        assert row in DOCS, field.name

@@ -19,8 +19,8 @@ from parctl.planner.degrees import Degrees, with_degrees
 from parctl.planner.memory import estimate_memory
 from parctl.planner.plan import Plan
 from parctl.recipes.loader import load_recipe
-from parctl.runtime.mesh import build_mesh
-from parctl.runtime.parallelize import parallelize
+from parctl.runtime.parallel.mesh import build_mesh
+from parctl.runtime.parallel.parallelize import parallelize
 
 
 def held_bytes(made: Plan) -> int:

@@ -19,13 +19,13 @@ from tests.runtime.harness import run_ranks
 from tests.runtime.plans import plan
 
 from parctl.planner.plan import Plan
-from parctl.runtime import data_parallel
-from parctl.runtime.data import MicroBatch
-from parctl.runtime.linear import local
-from parctl.runtime.mesh import build_mesh
+from parctl.runtime.data.batches import MicroBatch
+from parctl.runtime.model.linear import local
 from parctl.runtime.optimizer import MOMENTS, make_optimizer
-from parctl.runtime.parallelize import parallelize
-from parctl.runtime.passes import loss_sum, run_stage
+from parctl.runtime.parallel import data_parallel
+from parctl.runtime.parallel.mesh import build_mesh
+from parctl.runtime.parallel.parallelize import parallelize
+from parctl.runtime.parallel.passes import loss_sum, run_stage
 
 RANKS = 4
 NUMBERS = 2 * 256 * 32 + 5 * 32 + 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)  # parameters

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from parctl.planner.plan import Plan
-from parctl.runtime.mesh import build_mesh, choose_device, join_world
+from parctl.runtime.parallel.mesh import build_mesh, choose_device, join_world
 from parctl.runtime.trainer import accumulate_gradients
 from parctl.runtime.training import prepare
 

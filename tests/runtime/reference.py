@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from parctl.recipes.spec import ModelSpec, TrainSpec
-from parctl.runtime.data import shuffled
+from parctl.runtime.data.batches import shuffled
 
 Weights = Mapping[str, Tensor]
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from parctl.recipes.parameters import num_parameters
 from parctl.recipes.spec import MlaSpec, ModelSpec
-from parctl.runtime.attention import Attention, LocalKernel
-from parctl.runtime.initialize import fill
-from parctl.runtime.latent_attention import LatentAttention
-from parctl.runtime.rope import rotation
-from parctl.runtime.transformer import Transformer
+from parctl.runtime.model.attention import Attention, LocalKernel
+from parctl.runtime.model.initialize import fill
+from parctl.runtime.model.latent_attention import LatentAttention
+from parctl.runtime.model.rope import rotation
+from parctl.runtime.model.transformer import Transformer
 
 MLA = replace(
     LLAMA,

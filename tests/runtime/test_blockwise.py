@@ -8,7 +8,7 @@ import torch
 from tests.runtime.harness import run_ranks
 from torch import Tensor
 
-from parctl.runtime import blockwise
+from parctl.runtime.model import blockwise
 
 SCALE = 0.3
 

@@ -16,7 +16,7 @@ from tests.runtime.plans import GPT, LLAMA, plan
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from parctl.runtime.checkpoint_directory import LOCK, find_checkpoints
+from parctl.runtime.checkpoint.directory import LOCK, find_checkpoints
 
 SIX = {"steps": 6}
 

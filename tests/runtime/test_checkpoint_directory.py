@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from parctl.errors import UsageError
-from parctl.runtime.checkpoint_directory import (
+from parctl.runtime.checkpoint.directory import (
     COMPLETE,
     complete,
     find_checkpoints,

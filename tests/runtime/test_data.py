@@ -11,10 +11,10 @@ from tests.runtime.plans import TRAIN
 
 from parctl.errors import UsageError
 from parctl.recipes.spec import DataSpec
-from parctl.runtime.data import TextBatches, shuffled
-from parctl.runtime.mesh import RankMesh
-from parctl.runtime.tokenizer import ByteTokenizer, load_tokenizer
-from parctl.runtime.tokens import TokenStream, open_stream
+from parctl.runtime.data.batches import TextBatches, shuffled
+from parctl.runtime.data.tokenizer import ByteTokenizer, load_tokenizer
+from parctl.runtime.data.tokens import TokenStream, open_stream
+from parctl.runtime.parallel.mesh import RankMesh
 
 DATA = DataSpec(
     train=(),

@@ -14,8 +14,8 @@ from parctl.errors import UsageError
 from parctl.launcher.launch import launch_plan
 from parctl.launcher.run_directory import runs_root
 from parctl.recipes.spec import DataSpec
-from parctl.runtime.data_check import num_ids, refuse_bad_data
-from parctl.runtime.tokenizer import load_tokenizer
+from parctl.runtime.data.check import num_ids, refuse_bad_data
+from parctl.runtime.data.tokenizer import load_tokenizer
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from tests.runtime.harness import train_to_end
 from tests.runtime.plans import plan
 
-from parctl.runtime.checkpoint_directory import COMPLETE
+from parctl.runtime.checkpoint.directory import COMPLETE
 
 Metrics = list[dict[str, Any]]
 

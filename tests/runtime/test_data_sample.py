@@ -11,8 +11,8 @@ from tests.runtime.plans import LLAMA, plan
 from parctl.errors import UsageError
 from parctl.launcher.launch import launch_plan
 from parctl.launcher.run_directory import runs_root
-from parctl.runtime.data_check import refuse_bad_data
-from parctl.runtime.data_sample import BLOCK_BYTES, NUM_BLOCKS
+from parctl.runtime.data.check import refuse_bad_data
+from parctl.runtime.data.sample import BLOCK_BYTES, NUM_BLOCKS
 
 
 def refuse(path: Path, vocab_size: int = 256) -> None:

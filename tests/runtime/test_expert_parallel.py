@@ -21,8 +21,8 @@ from tests.runtime.plans import plan
 
 from parctl.planner.plan import Plan
 from parctl.recipes.spec import ModelSpec
-from parctl.runtime.mesh import build_mesh, choose_device, join_world
-from parctl.runtime.parallelize import parallelize
+from parctl.runtime.parallel.mesh import build_mesh, choose_device, join_world
+from parctl.runtime.parallel.parallelize import parallelize
 
 Metrics = list[dict[str, Any]]
 Reference = Callable[..., Metrics]

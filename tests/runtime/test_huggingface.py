@@ -19,11 +19,11 @@ from parctl.launcher.run_directory import runs_root
 from parctl.recipes.hf_config import read_hf_config
 from parctl.recipes.models import complete_model
 from parctl.recipes.spec import MlaSpec, ModelSpec, MoeSpec, to_json
-from parctl.runtime.huggingface_check import refuse_bad_weights
-from parctl.runtime.huggingface_export import export, read
-from parctl.runtime.huggingface_names import Pairs, weights
-from parctl.runtime.safetensors_files import list_tensors
-from parctl.runtime.transformer import Transformer
+from parctl.runtime.huggingface.check import refuse_bad_weights
+from parctl.runtime.huggingface.export import export, read
+from parctl.runtime.huggingface.files import list_tensors
+from parctl.runtime.huggingface.names import Pairs, weights
+from parctl.runtime.model.transformer import Transformer
 
 MOE = MoeSpec(
     num_experts=4,
@@ -135,7 +135,7 @@ def test_exported_weights_give_the_same_logits_in_transformers(
 
 @pytest.mark.parametrize("name", MODELS)
 def test_what_was_exported_is_read_as_the_same_model(name: str, tmp_path: Path) -> None:
-    from parctl.runtime.huggingface_config import config_of
+    from parctl.runtime.huggingface.config import config_of
 
     model = MODELS[name]
     (tmp_path / "config.json").write_text(json.dumps(config_of(model, dtype="float32")))

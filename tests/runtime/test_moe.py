@@ -13,10 +13,10 @@ from torch import Tensor
 
 from parctl.planner.plan import Plan
 from parctl.recipes.spec import ModelSpec
-from parctl.runtime import initialize
-from parctl.runtime.moe import Moe, grouped_linear
-from parctl.runtime.router import Router
-from parctl.runtime.transformer import Transformer
+from parctl.runtime.model import initialize
+from parctl.runtime.model.moe import Moe, grouped_linear
+from parctl.runtime.model.router import Router
+from parctl.runtime.model.transformer import Transformer
 
 ONE_MICRO_BATCH = {"micro_batch": 8}
 

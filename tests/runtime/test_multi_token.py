@@ -14,10 +14,10 @@ from torch import Tensor
 
 from parctl.recipes.parameters import num_parameters
 from parctl.recipes.spec import ModelSpec
-from parctl.runtime.data import shuffled
-from parctl.runtime.initialize import fill
-from parctl.runtime.loss import IGNORED
-from parctl.runtime.transformer import Transformer
+from parctl.runtime.data.batches import shuffled
+from parctl.runtime.model.initialize import fill
+from parctl.runtime.model.loss import IGNORED
+from parctl.runtime.model.transformer import Transformer
 
 ONE = replace(LLAMA, num_mtp_layers=1)
 TWO = replace(LLAMA, num_mtp_layers=2, qk_norm=False)

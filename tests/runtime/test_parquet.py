@@ -12,8 +12,8 @@ from tests.runtime.harness import run_ranks, train_to_end
 from tests.runtime.plans import LLAMA, plan
 
 from parctl.errors import UsageError
-from parctl.runtime.data_check import refuse_bad_data
-from parctl.runtime.documents import read_documents
+from parctl.runtime.data.check import refuse_bad_data
+from parctl.runtime.data.documents import read_documents
 
 LINES = [f"Line {i} is number {i}." for i in range(500)]
 

@@ -11,7 +11,7 @@ from tests.runtime.harness import fork_ranks, read_metrics, run_ranks, train_to_
 from tests.runtime.plans import LLAMA, TRAIN, plan
 
 from parctl.errors import ParctlError
-from parctl.runtime.float8 import GRADIENTS, VALUES, product_in_float8, scaled
+from parctl.runtime.execution.float8 import GRADIENTS, VALUES, product_in_float8, scaled
 from parctl.runtime.totals import Totals, Watch
 from parctl.runtime.worker import TermSignal, run_plan
 

@@ -10,8 +10,8 @@ from tests.runtime.harness import run_ranks
 from parctl.recipes.parameters import num_parameters
 from parctl.recipes.presets import model_preset, preset_names
 from parctl.recipes.spec import ModelSpec
+from parctl.runtime.model.transformer import Transformer
 from parctl.runtime.supported import unbuilt_model_parts
-from parctl.runtime.transformer import Transformer
 
 BUILT = [name for name in preset_names() if not unbuilt_model_parts(model_preset(name))]
 

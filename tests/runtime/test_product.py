@@ -9,7 +9,7 @@ from tests.runtime.harness import run_ranks
 from torch import Tensor
 from torch.nn import functional as F
 
-from parctl.runtime.product import AVAILABLE, product
+from parctl.runtime.model.product import AVAILABLE, product
 
 Outcome = tuple[Tensor, ...]
 

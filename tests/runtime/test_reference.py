@@ -13,8 +13,8 @@ from tests.runtime.plans import GPT, LLAMA, plan
 
 from parctl.planner.plan import Plan
 from parctl.recipes.spec import ModelSpec
-from parctl.runtime import initialize
-from parctl.runtime.transformer import Transformer
+from parctl.runtime.model import initialize
+from parctl.runtime.model.transformer import Transformer
 
 MODELS = {
     "llama": LLAMA,

@@ -9,10 +9,10 @@ import torch.distributed as dist
 from tests.runtime.harness import run_ranks
 from torch import Tensor
 
-from parctl.runtime import ring_attention
-from parctl.runtime.attention import LocalKernel
-from parctl.runtime.ring_attention import EVERY, RingKernel, Round, plan_round
-from parctl.runtime.sequence import SequencePart
+from parctl.runtime.model.attention import LocalKernel
+from parctl.runtime.model.sequence import SequencePart
+from parctl.runtime.parallel import ring_attention
+from parctl.runtime.parallel.ring_attention import EVERY, RingKernel, Round, plan_round
 
 CPU = torch.device("cpu")
 

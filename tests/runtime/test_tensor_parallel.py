@@ -8,9 +8,9 @@ from tests.runtime.harness import run_ranks
 from tests.runtime.plans import plan
 
 from parctl.planner.plan import Plan
-from parctl.runtime.linear import local
-from parctl.runtime.mesh import build_mesh, choose_device, join_world
+from parctl.runtime.model.linear import local
 from parctl.runtime.optimizer import MOMENTS
+from parctl.runtime.parallel.mesh import build_mesh, choose_device, join_world
 from parctl.runtime.training import prepare
 
 

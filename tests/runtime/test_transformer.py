@@ -10,12 +10,12 @@ from torch import Tensor
 
 from parctl.recipes.parameters import num_parameters
 from parctl.recipes.spec import ModelSpec
-from parctl.runtime.attention import Attention
-from parctl.runtime.dropout import Dropout
-from parctl.runtime.initialize import fill, normal_block
-from parctl.runtime.recompute import canonical_name
-from parctl.runtime.rope import frequencies, rotate, rotation, scale
-from parctl.runtime.transformer import Block, Transformer
+from parctl.runtime.execution.recompute import canonical_name
+from parctl.runtime.model.attention import Attention
+from parctl.runtime.model.dropout import Dropout
+from parctl.runtime.model.initialize import fill, normal_block
+from parctl.runtime.model.rope import frequencies, rotate, rotation, scale
+from parctl.runtime.model.transformer import Block, Transformer
 
 
 def model_of(spec: ModelSpec) -> Transformer:

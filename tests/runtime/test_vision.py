@@ -16,11 +16,11 @@ from parctl.errors import NotBuiltError, UsageError
 from parctl.recipes.loader import load_recipe
 from parctl.recipes.parameters import num_parameters
 from parctl.recipes.spec import DataSpec, VisionSpec
-from parctl.runtime.data_check import refuse_bad_data
-from parctl.runtime.images import ImageStream, stripes
-from parctl.runtime.initialize import fill
+from parctl.runtime.data.check import refuse_bad_data
+from parctl.runtime.data.images import ImageStream, stripes
+from parctl.runtime.model.initialize import fill
+from parctl.runtime.model.transformer import Transformer
 from parctl.runtime.supported import refuse_unbuilt
-from parctl.runtime.transformer import Transformer
 
 VISION = VisionSpec(image_size=8, patch_size=4, num_channels=3, num_classes=5)
 VIT = replace(

@@ -1,5 +1,8 @@
 """Full meshes inside a node: what tensor parallelism may use."""
 
+import time
+from collections.abc import Callable
+
 import pytest
 
 from parctl.topology.cliques import (
@@ -125,3 +128,36 @@ def test_an_unknown_link_between_others_does_not_hide_a_known_mesh() -> None:
 
     assert groups_are_known(matrix_of(5, links))
     assert cliques_are_known(matrix_of(5, links))
+
+
+@pytest.mark.parametrize(
+    ("joined", "largest", "meshes"),
+    [
+        (lambda i, j: True, 1000, 1),
+        (lambda i, j: {i, j} != {0, 1}, 999, 1),
+        (lambda i, j: i // 2 == j // 2, 2, 500),
+    ],
+    ids=["all", "all but one pair", "pairs"],
+)
+def test_a_thousand_devices_are_no_trouble(
+    joined: Callable[[int, int], bool], largest: int, meshes: int
+) -> None:
+    size = range(1000)
+    matrix = [["X" if i == j else "NV1" if joined(i, j) else "SYS" for j in size] for i in size]
+    begin = time.process_time()
+
+    assert largest_mesh(matrix, nvlink, size) == largest
+    assert len(full_mesh_cliques(matrix)) == meshes
+    # about half a second; the bound catches recursion and cubic work
+    assert time.process_time() - begin < 10
+
+
+def test_a_node_of_many_devices_with_many_meshes_ends() -> None:
+    # each of 48 devices is joined with all but two: 3 ** 16 largest meshes of 16
+    matrix = [
+        ["X" if i == j else "SYS" if i // 3 == j // 3 else "NV1" for j in range(48)]
+        for i in range(48)
+    ]
+
+    assert largest_mesh(matrix, nvlink, range(48)) == 16
+    assert [len(members) for members, _ in full_mesh_cliques(matrix)] == [16, 16, 16]

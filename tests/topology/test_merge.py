@@ -276,3 +276,22 @@ def test_merging_is_stable() -> None:
     parts = [parse_cluster("h100:4x8"), parse_cluster("h100:4x8")]
 
     assert merge(parts).nodes == parts[0].nodes
+
+
+def test_nics_that_were_seen_replace_those_that_a_product_usually_has() -> None:
+    usual = parse_cluster("h100:1x2")
+    seen = replace(
+        SMI,
+        nics=(Nic(name="mlx5_0", speed_gbit_s=None, numa=None, pci=None, rail=None),),
+        nic_matrix=(("PIX",), ("SYS",)),
+        sources={"matrix": "nvidia-smi topo", "nics": "nvidia-smi topo"},
+    )
+    for sources in (
+        [usual, cluster("smi", node("node-0", seen))],
+        [cluster("smi", node("node-0", seen)), usual],
+    ):
+        inside = merge(sources).nodes[0].hardware
+
+        assert [nic.name for nic in inside.nics] == ["mlx5_0"]
+        assert inside.nic_matrix == (("PIX",), ("SYS",))
+        assert inside.sources["nics"] == "nvidia-smi topo"

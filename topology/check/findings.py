@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from parctl.topology.check.link_findings import Observation, nic_findings, nvlink_findings
 from parctl.topology.describe import gpus_text, group_text, name_range
 from parctl.topology.model import Device, Hardware, Node, Topology
+from parctl.topology.precedence import is_witness
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,9 +119,13 @@ def _affinity(hardware: Hardware) -> Iterator[Observation]:
     It shows where some devices have none, and where devices on different NUMA nodes have the same.
     """
     devices = hardware.devices
-    # no NUMA node either: nobody told us, which is not the same as being hidden
+    # no NUMA node either, or one from a table: nobody told us, which is not the same as hidden
     silent = tuple(
-        device.index for device in devices if not device.cpu_affinity and device.numa is not None
+        device.index
+        for device in devices
+        if not device.cpu_affinity
+        and device.numa is not None
+        and is_witness(device.sources.get("numa"))
     )
     if silent and any(device.cpu_affinity for device in devices):
         yield Observation(

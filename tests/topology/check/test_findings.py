@@ -131,6 +131,18 @@ def test_facts_of_single_devices(facts: dict[str, Any], expected: tuple[Any, ...
     assert expected in problems(node(PAIR, **facts))
 
 
+def test_a_numa_node_from_the_table_of_products_hides_nothing() -> None:
+    merged = node(PAIR, cpu_affinity=["0-7", None], numa=[0, 1])
+    hardware = merged.nodes[0].hardware
+    devices = tuple(
+        replace(device, sources={**device.sources, "numa": "product"})
+        for device in hardware.devices
+    )
+    told = replace(merged.nodes[0], hardware=replace(hardware, devices=devices))
+
+    assert problems(replace(merged, nodes=(told,))) == []
+
+
 def test_uneven_numa_nodes_are_said_with_their_gpus() -> None:
     matrix = ["X NODE SYS", "NODE X SYS", "SYS SYS X"]
     assert find_problems(node(matrix, numa=[0, 0, 1])) == (

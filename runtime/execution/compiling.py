@@ -1,0 +1,23 @@
+"""torch.compile, one block at a time: blocks are alike, so one compilation serves all of a kind.
+
+Compiled is what computes, not what is wrapped around it: FSDP's hooks and, where a block keeps only
+its input, recomputation stay outside. Selective recomputation is decided inside the compiled graph;
+there the results of all matmuls are kept.
+"""
+
+from torch import compile as torch_compile
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
+
+from parctl.recipes.spec import TrainSpec
+from parctl.runtime.model.transformer import Transformer
+
+
+def apply(model: Transformer, train: TrainSpec) -> None:
+    """Compile every block in place. Names of parameters do not change."""
+    if not train.compile:
+        return
+    for layer, block in model.blocks.items():
+        outside = train.recompute_of(int(layer)) in ("full", "partitioned")
+        if outside and isinstance(block, CheckpointWrapper):
+            block = block._checkpoint_wrapped_module
+        block.forward = torch_compile(block.forward, dynamic=False)
