@@ -76,7 +76,7 @@ def main() -> None:
     predictions, refused = predict(rows)
     if given.jsonl:
         write(given.jsonl, predictions, refused)
-    report("Predictions with the shipped constants", predictions)
+    report("Shipped constants (fitted to published runs; these may be among them)", predictions)
     baselines(predictions)
     memory_report(predictions)
     for name, reason in refused.items():

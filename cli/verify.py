@@ -14,7 +14,7 @@ def verify(
     recipe: RecipeArgument,
     set_: SetOption = [],  # noqa: B006  (typer copies it)
     ranks: Annotated[
-        int, typer.Option("--ranks", min=1, max=64, metavar="N", help="Use at most N processes.")
+        int, typer.Option("--ranks", min=2, max=64, metavar="N", help="Use at most N processes.")
     ] = 8,
     precision: Annotated[
         str, typer.Option("--precision", help="fp64, fp32 or bf16: the tolerance follows from it.")

@@ -12,7 +12,7 @@ import json
 import re
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 
@@ -142,9 +142,7 @@ def reach_verdict(
     rank = first.end.rank
     node = layout.slots[rank].node
     coordinates = layout.coordinates(rank)
-    groups = {
-        axis: next(group for group in layout.groups(axis) if rank in group) for axis in layout.axes
-    }
+    groups = _groups_of(rank, layout)
     cause = blank(printable(first.cause), redact)
     place = ", ".join(f"{axis} {index}" for axis, index in coordinates.items())
     shown = f"; {_groups_text(groups)}" if groups else ""
@@ -183,17 +181,14 @@ def _hang_verdict(layout: Layout, failures: Sequence[Failure], hang: Hang, after
         rank=hang.rank,
         node=node,
         coordinates=coordinates,
-        groups={
-            axis: next(group for group in layout.groups(axis) if hang.rank in group)
-            for axis in layout.axes
-        },
+        groups=_groups_of(hang.rank, layout),
         cause=f"did not arrive at {operation}{hang.axis}: {hang.doing}",
         victims=tuple(sorted(failure.end.rank for failure in failures)),
         last_lines=hang.stack,
         fix="its stack is above, innermost first; a longer `train.comm_timeout_s` helps a rank "
         "that is only slow"
         if hang.stack
-        else f"look at its node; what it printed last is in `parctl logs --rank {hang.rank}`",
+        else f"look at its node; what it printed last is in `parctl logs RUN --rank {hang.rank}`",
     )
 
 
@@ -311,6 +306,19 @@ def _last_exception(lines: Sequence[str]) -> str | None:
         elif EXCEPTION.match(bare[start]):
             return bare[start]
     return None
+
+
+def _groups_of(rank: int, layout: Layout) -> dict[str, Sequence[int]]:
+    """The groups that a rank is in, along the axes and, with experts spread, along those of ep."""
+    meshes = [(layout, axis) for axis in layout.axes]
+    if layout.expert_axes is not None:
+        experts = replace(layout, axes=layout.expert_axes)
+        meshes += [(experts, axis) for axis in experts.axes if axis not in layout.axes]
+    return {
+        axis: next(group for group in mesh.groups(axis) if rank in group)
+        for mesh, axis in meshes
+        if mesh is layout or mesh.axes[axis] > 1
+    }
 
 
 def _groups_text(groups: Mapping[str, Sequence[int]]) -> str:

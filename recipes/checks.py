@@ -34,6 +34,10 @@ def check_recipe(
         message = f"the byte tokenizer needs {BYTE_VOCABULARY} tokens, vocab_size is"
         faults.append(_fault("data.tokenizer", f"{message} {model.vocab_size}",
                              f"set `model.vocab_size` to {BYTE_VOCABULARY} or more"))  # fmt: skip
+    if data is not None and data.end_token is not None and data.end_token >= model.vocab_size > 0:
+        message = f"found {data.end_token}, but the ids of the model end at {model.vocab_size - 1}"
+        hint = "give the id that ends a document in the tokenised file"
+        faults.append(_fault("data.end_token", message, hint))
     return faults
 
 

@@ -25,6 +25,7 @@ VariableText = Annotated[
     str, Field(max_length=32768), WithJsonSchema({"type": ["string", "number", "boolean", "null"]})
 ]
 Environment = dict[VariableName, VariableText]
+RESHARD = ("auto", "always", "never")
 Axis = Literal["pp", "dp", "fsdp", "cp", "operator", "tp"]
 
 
@@ -42,6 +43,18 @@ def _degree(value: Any) -> Any:
 
 DegreeOrNone = Annotated[
     Annotated[int, Field(ge=1, le=MAX_DEGREE)] | Literal["auto"] | None, BeforeValidator(_degree)
+]
+
+
+def _reshard(value: Any) -> Any:
+    if value in (None, *RESHARD) or (type(value) is int and value >= 2):
+        return value
+    expected = f"one of {', '.join(RESHARD)}, or a whole number from 2 on"
+    raise PydanticCustomError("reshard", "expected {expected}", {"expected": expected})
+
+
+Reshard = Annotated[
+    Literal["auto", "always", "never"] | Annotated[int, Field(ge=2)], BeforeValidator(_reshard)
 ]
 
 OneOrMore = Annotated[

@@ -63,12 +63,31 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         problems += apply_override(root, override)
     problems += [*expand(root, "model"), *expand(root, "parallelism")]
+    _fill_parts(root)
     _keep_environment_text(root)
     context = Context(source=origin.file, default_name=default_name, folder=origin.folder)
     recipe = _check(root, context, problems)
     if problems or recipe is None:
         raise _error(problems)
     return recipe
+
+
+def _fill_parts(root: MappingNode) -> None:
+    """Let a part of a model beside `preset` say only what it changes: `--set model.moe.top_k=1`."""
+    from parctl.recipes.presets import find_preset, load_preset
+
+    entry = root.entries.get("model")
+    if entry is None or not isinstance(entry.value, MappingNode):
+        return
+    model = entry.value.entries
+    named = model["preset"].value if "preset" in model else None
+    found = find_preset(named.text) if isinstance(named, Scalar) else None
+    for part in ("moe", "mla", "vision"):
+        inner = model[part].value if part in model else None
+        if found is None or not isinstance(inner, MappingNode):
+            continue
+        for key, value in (load_preset(found).values.get(part) or {}).items():
+            inner.entries.setdefault(key, synthetic_entry(key, value, inner.position))
 
 
 def _check(root: MappingNode, context: Context, problems: list[Problem]) -> Recipe | None:
@@ -94,7 +113,7 @@ def _check(root: MappingNode, context: Context, problems: list[Problem]) -> Reci
     for fault in context.faults:
         # what was cut out, or could not be read, is not missing
         if not any(path == fault.path or path.startswith(fault.path + ".") for path in explained):
-            problems.append(_locate(root, fault))
+            problems.append(_locate(root, fault, of_a_default=True))
     return recipe
 
 
@@ -149,8 +168,11 @@ def _keep_environment_text(root: MappingNode) -> None:
                     entry.value.value = entry.value.text
 
 
-def _locate(root: MappingNode, fault: Fault) -> Problem:
-    """Find the line of a fault: its value, its key, or the nearest thing above that is there."""
+def _locate(root: MappingNode, fault: Fault, *, of_a_default: bool = False) -> Problem:
+    """Find the line of a fault: its value, its key, or the nearest thing above that is there.
+
+    With `of_a_default` a value that nobody wrote is not blamed on a `--set` of its neighbour.
+    """
     place = root.position
     current: Node = root
     steps = fault.path.split(".") if fault.path else []
@@ -160,6 +182,8 @@ def _locate(root: MappingNode, fault: Fault) -> Problem:
             while step not in current.entries and steps:
                 step += f".{steps.pop(0)}"  # a key may hold dots itself
             if step not in current.entries:
+                if of_a_default and place.file.startswith("--set "):
+                    place = root.position
                 break
             entry = current.entries[step]
             current = entry.value

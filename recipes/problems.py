@@ -64,7 +64,8 @@ def _fault(detail: Mapping[str, Any], schema: type[BaseModel]) -> Fault:
         shown = show(steps[-1])
         message = f"found {shown}, expected a name of letters, digits and underscores"
         return Fault(path=path, message=message, hint="for example `HF_TOKEN`", at_key=True)
-    hint = _example(steps[-1] if steps else "", field, "for example ")
+    named = [step for step in steps if not step.isdecimal()]  # an item has its list's example
+    hint = _example(named[-1] if named else "", field, "for example ")
     context = detail.get("ctx", {})
     if kind == "literal_error":
         allowed = _allowed(field, context)
@@ -81,7 +82,7 @@ def _expected(kind: str, context: Mapping[str, Any], otherwise: str) -> str:
         key, words = _BOUNDS[kind]
         bound = context[key]
         return f"{words} {bound:,}" if isinstance(bound, int) else f"{words} {bound:g}"
-    if kind == "degree":
+    if kind in ("degree", "reshard"):
         return str(context["expected"])
     if kind == "string_pattern_mismatch":
         return f"text that matches {context['pattern']}"

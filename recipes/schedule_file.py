@@ -62,6 +62,7 @@ def _incomplete(
             for kind, name in (("F", "F"), ("I", "B or I"), ("W", "B or W")):
                 times = done[stage, kind, index]
                 if times != 1:
-                    what = f"{name} of stage {stage} and micro-batch {index}"
-                    return f"found {times} times {what}, expected it once"
+                    what = f"{name} of micro-batch {index} on stage {stage}"
+                    found = "is missing" if times == 0 else f"stands {times} times, expected once"
+                    return f"{what} {found}"
     return None

@@ -22,6 +22,7 @@ from parctl.recipes.fields import (
     NotNegative,
     OneOrMore,
     Positive,
+    Reshard,
     Text,
     VariableName,
     ZeroOrMore,
@@ -81,7 +82,7 @@ class ParallelismFields(Fields):
     prefetch: Annotated[int, Field(ge=1, le=16)] | None = Field(
         default=None, description="units that fsdp gathers ahead of need; default 1", examples=[2]
     )
-    reshard: Literal["auto", "always", "never"] | Annotated[int, Field(ge=2)] | None = Field(
+    reshard: Reshard | None = Field(
         default=None,
         description="free what fsdp gathered after forward; N: keep shards in groups of N ranks;"
         " default auto: all but the head for stage 3, never for stages 1 and 2",

@@ -82,7 +82,10 @@ class _FormReader:
     def give(self, key: str, value: Any, offset: int, term: str) -> None:
         if key in self.values:
             message = f"`{term}` gives {key} a second time"
-            self.fault(offset, message, f"name each axis once; {key} may be sized in one term only")
+            hint = f"name each axis once; {key} may be sized in one term only"
+            if key == "fsdp":
+                hint += "; `ZERO18` is stage 1 over 8 ranks, and FSDP is stage 3"
+            self.fault(offset, message, hint)
         else:
             self.values[key], self.offsets[key] = value, offset
 
@@ -131,6 +134,10 @@ class _FormReader:
             first = re.search(r"[1-9][0-9]{0,6}", digits)
             message = f"found `{digits}` after {name}, expected a degree of at least 1"
             hint = f"write `{name}{first.group() if first else 8}`"
+            if name.startswith("ZERO"):
+                hint += f", the degree behind the stage {name[-1]}"
+            elif name == "LAYER" and "@" in digits:
+                hint += ": one stage runs at a time, so there is no schedule; for one write `PP`"
             self.fault(offset, message, f"{hint}; terms are joined by `+`, as in `TP8+SP+FSDP16`")
             return INFER
         if len(digits) > 7 or not 1 <= int(digits) <= MAX_DEGREE:

@@ -121,6 +121,9 @@ def config_of(model: ModelSpec, *, dtype: str) -> dict[str, Any]:
         "dtype": dtype,
         "vocab_size": model.vocab_size,
         "tie_word_embeddings": model.tied_embeddings,
+        # the model knows no tokenizer, and transformers' defaults (50256, 2) would end texts early
+        "bos_token_id": None,
+        "eos_token_id": None,
     }
     if kind == "gpt2":
         return config | {

@@ -99,6 +99,11 @@ def choose(path: Path) -> Path:
     """Return `path` if it is a checkpoint, else the newest whole one in it."""
     if NAME.fullmatch(path.name):
         return path
+    if not path.is_dir():
+        raise UsageError(
+            f"{path}: no run and no folder has this name",
+            hint="`parctl list` shows the runs; or name checkpoint.dir or one step in it",
+        )
     found = find_checkpoints(path)
     if not found.whole:
         raise UsageError(

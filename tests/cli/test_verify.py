@@ -40,6 +40,12 @@ def test_a_right_shape_is_equal_step_by_step() -> None:
     assert "equal to one process; the largest relative difference is" in done.stdout
 
 
+def test_one_process_beside_itself_proves_nothing_and_is_refused() -> None:
+    done = verify("tiny-llama", "--ranks", "1")
+    assert done.returncode == 2
+    assert "greater than or equal to 2" in done.stderr
+
+
 def test_a_gradient_that_is_scaled_twice_is_found(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(SCALED_TWICE)
     done = verify("tiny-llama: FSDP2", "-o", "json", path=tmp_path)

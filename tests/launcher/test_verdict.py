@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,19 @@ def end(folder: Path, rank: int, code: int, text: str = "", *, stopped: bool = F
             error_file=folder / f"rank-{rank}.json",
         )
     )
+
+
+def test_the_groups_of_a_rank_include_those_of_its_experts(tmp_path: Path) -> None:
+    layout = replace(LAYOUT, expert_axes={"edp": 1, "ep": 2, "etp": 2})
+    verdict = reach_verdict(
+        layout,
+        [end(tmp_path, 2, -signal.SIGKILL)],
+        silent=[],
+        attempt_started=100.0,
+        oom_kills=0,
+        redact=[],
+    )
+    assert verdict.groups == {"fsdp": [2, 3], "tp": [0, 2], "ep": [2, 3], "etp": [0, 2]}
 
 
 def test_a_signal_wins_over_an_exception_over_a_lost_peer(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from benchmarks.plan_accuracy import baselines, memory_report, predict, report, write
-from benchmarks.published_runs import CannotPredict, read_run, year_of
+from benchmarks.published_runs import CannotPredict, read_run
+from benchmarks.published_software import year_of
 from benchmarks.time_fit import LOW, fit, to_vector
 
 ROW: dict[str, Any] = {

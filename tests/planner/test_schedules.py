@@ -179,8 +179,8 @@ def test_a_schedule_file_becomes_rows_of_the_plan(tmp_path: Path) -> None:
     [
         ("0F0,0X0\n", "found `0X0` in row 1"),
         ("0F0,0B0\n0F1,0B1\n", "stage 0 is in row 1 and in row 2"),
-        ("0F0,0B0\n1F0\n", "found 0 times B or I of stage 1 and micro-batch 0"),
-        ("0F0,0B0,0B0\n1F0,1B0\n", "found 2 times B or I of stage 0 and micro-batch 0"),
+        ("0F0,0B0\n1F0\n", "B or I of micro-batch 0 on stage 1 is missing"),
+        ("0F0,0B0,0B0\n1F0,1B0\n", "B or I of micro-batch 0 on stage 0 stands 2 times"),
         ("0F0,0B0\n2F0,2B0\n", "found stages 0, 2 in 2 rows"),
         ("\n", "the file has no actions"),
     ],

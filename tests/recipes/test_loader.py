@@ -211,6 +211,11 @@ def test_the_last_override_of_a_path_wins_and_empty_means_default() -> None:
         ("steps", "--set steps:1:1: found 'steps', expected PATH=VALUE"),
         ("a b=1", "--set a b=1:1:1: found 'a b=1', expected PATH=VALUE"),
         ("train.steps.x=1", "--set train.steps.x=1:1:7 train.steps.x: `train.steps` is a single"),
+        (
+            "parallelism.reshard=0",
+            "--set parallelism.reshard=0:1:21 parallelism.reshard: found 0, expected one of auto, "
+            "always, never, or a whole number from 2 on",
+        ),
         ("train.steps=[1", "--set train.steps=[1:1:15: not YAML"),
         ("train.steps=&a 1", "--set train.steps=&a 1:1:13: found the anchor `&a`"),
     ],
@@ -220,6 +225,31 @@ def test_problems_of_an_override_point_at_it(override: str, shown: str) -> None:
         load_recipe("tiny-llama", [override])
     assert str(caught.value).startswith(shown)
     assert all(problem.hint for problem in caught.value.problems)
+
+
+def test_an_override_of_one_value_of_a_part_keeps_the_rest_of_the_preset() -> None:
+    model = load_recipe("tiny-moe: DP2", ["model.moe.top_k=1"]).model
+    assert model is not None and model.moe is not None
+    assert (model.moe.top_k, model.moe.num_experts, model.moe.expert_ffn_dim) == (1, 4, 192)
+
+
+def test_a_default_that_does_not_divide_is_not_blamed_on_an_override_beside_it() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("tiny-llama: DP3", ["train.steps=2"])
+    assert str(caught.value).startswith("<line>:1:1 train.global_batch: global_batch (32)")
+
+
+def test_the_example_for_an_item_names_its_list() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("tiny-llama: DP2", ["train.recompute_layers=[full, foo]"])
+    assert "`recompute_layers: [full, none]`" in str(caught.value.problems[0].hint)
+
+
+def test_an_end_token_beyond_the_vocabulary_is_refused() -> None:
+    assert problems("tiny-llama: DP2", "data.end_token=256") == [
+        "data.end_token: found 256, but the ids of the model end at 255"
+    ]
+    assert load_recipe("tiny-llama: DP2", ["data.end_token=255"]).data is not None
 
 
 # --- defaults and both names of recompute

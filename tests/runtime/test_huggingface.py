@@ -285,6 +285,19 @@ def test_the_command_exports_the_newest_checkpoint_in_bfloat16(text: Path, tmp_p
     assert "hub holds no whole checkpoint" in (tmp_path / "third" / "rank-0.log").read_text()
 
 
+def test_an_export_of_what_is_not_there_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no run and no folder has this name"):
+        export(tmp_path / "nosuch", tmp_path / "hub", dtype="bf16")
+
+
+def test_an_exported_model_claims_no_end_token_of_another_vocabulary() -> None:
+    from transformers import GPT2Config
+
+    from parctl.runtime.huggingface.config import config_of
+
+    assert GPT2Config(**config_of(GPT, dtype="float32")).eos_token_id is None
+
+
 def test_rows_of_rotated_pairs_change_places() -> None:
     """Two rows that stay, then two pairs: real parts first here, side by side there."""
     pairs = Pairs(period=6, count=4)

@@ -1,5 +1,6 @@
 """A topology in the words of other tools, and read back from them."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -306,3 +307,14 @@ def test_kueue_levels_without_nodes_are_written_back() -> None:
 @pytest.mark.parametrize("output", ["svg", "html"])
 def test_a_cluster_without_nodes_has_a_picture(output: str) -> None:
     assert "0 nodes, 0 devices" in export_text(levels_only(), output)
+
+
+def test_kueue_objects_of_thousands_of_nodes_are_written_in_seconds() -> None:
+    cluster = parse_cluster("gb200:100x18x4")
+    begin = time.process_time()
+
+    text = export_text(cluster, "kueue")
+
+    # about 2 s on a slow core; the bound catches a look at the whole cluster per node
+    assert time.process_time() - begin < 8
+    assert text.count("kind: Node") == 1800

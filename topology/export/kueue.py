@@ -35,11 +35,12 @@ def export(topology: Topology) -> str:
             "spec": {"nodeLabels": labels, "topologyName": name},
         },
     ]
+    tiers, domain = tier_keys(topology), domain_key(topology)
     documents += [
         {
             "apiVersion": "v1",
             "kind": "Node",
-            "metadata": {"name": node.name, "labels": labels | place_labels(topology, node)},
+            "metadata": {"name": node.name, "labels": labels | place_labels(node, tiers, domain)},
         }
         for node in topology.nodes
     ]

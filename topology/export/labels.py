@@ -7,6 +7,7 @@ anybody's system, gets `parctl.dev/...`.
 
 import hashlib
 import re
+from collections.abc import Mapping
 
 from parctl.topology.describe import UNKNOWN
 from parctl.topology.export.blocks import racks, useful_tiers
@@ -53,14 +54,16 @@ def domain_key(topology: Topology) -> str | None:
     return key if _KEY.fullmatch(key) else DOMAIN
 
 
-def place_labels(topology: Topology, node: Node) -> dict[str, str]:
-    """The labels that say where one node is; an unknown place has none."""
+def place_labels(node: Node, tiers: Mapping[int, str], domain: str | None) -> dict[str, str]:
+    """The labels that say where one node is; an unknown place has none.
+
+    `tiers` and `domain` are the keys of the cluster: `tier_keys`, `domain_key`.
+    """
     labels = {
         key: label_value(node.tiers[position])
-        for position, key in tier_keys(topology).items()
+        for position, key in tiers.items()
         if node.tiers[position] != UNKNOWN
     }
-    key = domain_key(topology)
-    if key is not None and node.domain is not None:
-        labels[key] = label_value(node.domain)
+    if domain is not None and node.domain is not None:
+        labels[domain] = label_value(node.domain)
     return labels

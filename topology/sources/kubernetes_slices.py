@@ -5,6 +5,7 @@ Attribute names may carry the driver's domain (`gpu.nvidia.com/uuid`) or not (`u
 published anew under a higher generation; only the newest counts.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,6 +25,7 @@ PCI_KEYS = (
     "pciAddr",
     "parentPciAddr",
 )
+NIC_DRIVERS = ("dra.net", "dranet")
 MAX_INDEX = 4096
 MAX_DEVICES = 1024  # of one node
 
@@ -105,6 +107,7 @@ def _add_devices(
     found: NodeDevices, node: str, entries: Sequence[tuple[Mapping[str, Any], str]]
 ) -> None:
     gpus: list[tuple[tuple[str, str], int | None, Device, str | None]] = []
+    strange: Counter[str] = Counter()
     for entry, driver in entries:
         content = mapping(entry, "basic") or entry
         attributes = _attributes(content)
@@ -120,6 +123,12 @@ def _add_devices(
             device = _gpu(attributes, mapping(content, "capacity"), entry)
             index = whole_number(attributes.get("index"), most=MAX_INDEX)
             gpus.append(((device.pci or "~", name), index, device, root))
+        elif "type" not in attributes and driver not in NIC_DRIVERS:
+            strange[driver] += 1
+    found.missing += [
+        f"{node}: kind of {number} devices of driver {driver}: no attribute says GPU or NIC"
+        for driver, number in sorted(strange.items())
+    ]
     gpus.sort(key=lambda gpu: gpu[0])
     indexes = [index for _, index, _, _ in gpus]
     numbered = None not in indexes and len(set(indexes)) == len(indexes)
@@ -147,7 +156,7 @@ def _is_nic(attributes: Mapping[str, str], driver: str) -> bool:
     if attributes.get("virtual") == "true" or attributes.get("type") in ("veth", "lo", "bridge"):
         return False
     return attributes.get("rdma") == "true" or (
-        driver in ("dra.net", "dranet") and "ifName" in attributes and "pciAddress" in attributes
+        driver in NIC_DRIVERS and "ifName" in attributes and "pciAddress" in attributes
     )
 
 

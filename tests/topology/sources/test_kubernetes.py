@@ -491,3 +491,16 @@ def test_a_kueue_topology_that_was_cut_before_its_levels_is_refused() -> None:
 
     with pytest.raises(UsageError, match="no levels of a Kueue Topology"):
         read_text(text, "kueue.yaml")
+
+
+def test_devices_of_an_unknown_kind_are_said() -> None:
+    item = gpu_slice("n1", 2)
+    item["spec"]["driver"] = "accelerator.example.com"
+    for device in item["spec"]["devices"]:
+        device["attributes"] = {"model": {"string": "x200"}}
+    topology = read_text(yaml.safe_dump(item), "slice.yaml")
+
+    assert topology.nodes[0].hardware.devices == ()
+    assert topology.unknown[0] == (
+        "n1: kind of 2 devices of driver accelerator.example.com: no attribute says GPU or NIC"
+    )
