@@ -37,6 +37,7 @@ MAX_NODES = 10_000  # the most that Ray's state API lists
 MAX_ANSWER_BYTES = 2**28
 MAX_GPUS = 1024
 MIB = 2**20
+_PYTHON = re.compile(r"\s*\[\s*\{\s*'")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,8 @@ def looks_like(text: str) -> bool:
 
 def read_text(text: str, name: str) -> Topology:
     """Read a saved list. Raises UsageError when no node is in it."""
+    if _PYTHON.match(text):
+        text = f"--- {text.lstrip()}"  # what Python prints of a list is YAML, not JSON
     documents = read_documents(text, name)
     nodes = [_node(entry) for value in documents.values for entry in _entries(value)]
     if not nodes:

@@ -61,6 +61,8 @@ def _read_conf(text: str, name: str) -> Topology:
         if "switchname" in words:
             nodes = expand_hostlist(words.get("nodes", ""), where)
             children = expand_hostlist(words.get("switches", ""), where)
+            if children and "level" in words:
+                nodes = []  # `scontrol show topology` lists those below the other switches again
             for switch in expand_hostlist(words["switchname"], where):
                 tree.add(switch, nodes=nodes, children=children, where=where)
         elif "blockname" in words:

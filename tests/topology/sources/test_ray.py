@@ -171,3 +171,24 @@ def test_nonsense_is_no_address() -> None:
 def test_an_empty_list_says_how_to_write_one() -> None:
     with pytest.raises(UsageError, match="no node is listed"):
         read_text('{"result": [], "x": {"node_id": 1, "is_head_node": 1}}', "f")
+
+
+def test_what_python_prints_of_ray_nodes_is_read() -> None:
+    printed = repr(
+        [
+            {
+                "NodeID": "8dcf",
+                "Alive": True,
+                "NodeManagerAddress": "10.0.0.1",
+                "NodeManagerHostname": "gpu-1",
+                "Resources": {"CPU": 96.0, "GPU": 8.0, "accelerator_type:H100": 1.0},
+                "Labels": {"ray.io/accelerator-type": "H100"},
+                "DeathReason": None,
+            }
+        ]
+    )
+    assert looks_like(printed)
+    node = read_text(printed, "nodes.txt").nodes[0]
+
+    assert (node.name, len(node.hardware.devices)) == ("gpu-1", 8)
+    assert node.hardware.devices[0].product == "h100"

@@ -168,3 +168,19 @@ def test_switches_without_a_node_are_said_and_read_back() -> None:
 
     assert (topology.nodes, topology.unknown) == ((), ("nodes: the text names none",))
     assert topology_from_json(topology_to_json(topology)) == topology
+
+
+def test_what_scontrol_shows_is_the_same_tree() -> None:
+    topology = read(
+        "SwitchName=leaf1 Level=0 LinkSpeed=1 Nodes=tux[0-1]\n"
+        "SwitchName=leaf2 Level=0 LinkSpeed=1 Nodes=tux[2-3]\n"
+        "SwitchName=spine Level=1 LinkSpeed=1 Nodes=tux[0-3] Switches=leaf[1-2]\n"
+    )
+
+    assert places(topology) == {
+        "tux0": ("leaf1", "spine"),
+        "tux1": ("leaf1", "spine"),
+        "tux2": ("leaf2", "spine"),
+        "tux3": ("leaf2", "spine"),
+    }
+    assert topology.warnings == ()
