@@ -24,6 +24,7 @@ from types import FrameType
 
 from parctl.errors import ParctlError
 from parctl.topology.check.findings import with_findings
+from parctl.topology.check.questions import check_topology
 from parctl.topology.discover import FORMATS, read_any
 from parctl.topology.export import export_text
 from parctl.topology.model import Hardware, Topology
@@ -177,6 +178,7 @@ def check_writing(topology: Topology) -> None:
         assert again.digest == topology.digest, "not the same after writing and reading"
     if topology.num_devices <= 64 and len(topology.nodes) <= 64:
         export_text(with_findings(topology), "svg")
+        check_topology(topology)
 
 
 def failure_place(error: Exception) -> str:

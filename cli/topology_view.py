@@ -70,8 +70,10 @@ def show_check(topology: Topology, check: Check, console: "Console") -> None:
             groups = f"{answer.num_groups:,}" if answer.places else "-"
             table.add_row(sizes, answer.answer, groups, answer.explanation)
         console.print(table)
-    else:
+    elif topology.num_devices:
         console.print("no two GPUs of one node or NVLink domain: every tp group has one GPU")
+    else:
+        console.print("no device is known, so nothing can be said about tp groups")
     console.print()
     for finding in check.findings:
         console.print(f"{'fault' if finding.fault else 'note'}: {finding}", markup=False)

@@ -18,6 +18,13 @@ def cluster_for(recipe: Recipe, source: str | None, num_devices: int | None = No
         raise UsageError(
             f"{topology.source} names no node", hint="a plan needs nodes: try `h100:16x8`"
         )
+    if not topology.num_devices:
+        name = topology.nodes[0].name
+        raise UsageError(
+            f"{topology.source} names {len(topology.nodes):,} nodes and no device",
+            hint=f"say what is in them: `parctl topology --from {source} --from '{name}=h100:1x8' "
+            "-o json > FILE`, and plan for that file",
+        )
     asked_for = devices_asked_for(recipe.parallelism)
     is_cpu = topology.nodes[0].hardware.kind == "cpu"
     if num_devices is None and source in (None, "local") and asked_for is not None and is_cpu:

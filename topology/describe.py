@@ -15,11 +15,9 @@ def headline(topology: Topology) -> str:
     """`h100:16x8: 16 nodes, 128 GPUs (synthetic h100:16x8)`."""
     nodes, devices = len(topology.nodes), topology.num_devices
     gpu = any(node.hardware.kind == "gpu" for node in topology.nodes)
-    noun = "GPU" if gpu else "CPU device" if devices else "device"
-    return (
-        f"{topology.name}: {nodes:,} node{'s' * (nodes != 1)}, "
-        f"{devices:,} {noun}{'s' * (devices != 1)} ({topology.source})"
-    )
+    noun = "GPU" if gpu else "CPU device"
+    counted = f"{devices:,} {noun}{'s' * (devices != 1)}" if devices else "devices unknown"
+    return f"{topology.name}: {nodes:,} node{'s' * (nodes != 1)}, {counted} ({topology.source})"
 
 
 def name_range(names: Sequence[str]) -> str:

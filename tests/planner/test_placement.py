@@ -1,8 +1,11 @@
 """`placement` of a recipe: nodes that a plan must use, must not use, or keeps free."""
 
+from pathlib import Path
+
 import pytest
 
 from parctl.errors import CannotPlaceError, RecipeError, UsageError
+from parctl.planner.cluster import cluster_for
 from parctl.planner.make import make_plan
 from parctl.planner.plan import Plan, plan_from_json
 from parctl.recipes.loader import load_recipe
@@ -82,3 +85,14 @@ def test_an_unknown_key_is_an_error_with_the_nearest_one() -> None:
         plan("FSDP8", "exclud=node-0")
 
     assert "did you mean `exclude`?" in str(error.value)
+
+
+def test_a_map_of_the_network_alone_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "topology.conf"
+    path.write_text("SwitchName=leaf Nodes=n[1-4]\n")
+    recipe = load_recipe("llama-2-7b: FSDP4", [])
+
+    with pytest.raises(UsageError, match="names 4 nodes and no device") as error:
+        cluster_for(recipe, str(path))
+
+    assert error.value.hint is not None and "'n1=h100:1x8'" in error.value.hint

@@ -194,7 +194,8 @@ def _rack_scale_domains(kinds: list[_Kind]) -> list[_Domain]:
     members: dict[str, list[_Kind]] = {}
     for kind in kinds:
         for node in kind.nodes:
-            if node.domain is not None:
+            # a map of the fabric names domains and no devices
+            if node.domain is not None and kind.in_domain:
                 members.setdefault(node.domain, []).append(kind)
     return [
         _Domain(

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from parctl.topology.check.questions import TpAnswer, check_to_json, check_topology
-from parctl.topology.discover import discover
+from parctl.topology.discover import discover, read_any
+from parctl.topology.merge import merge
 from parctl.topology.model import Device, Hardware, Node, Topology
 from parctl.topology.synthetic import parse_cluster
 
@@ -137,3 +138,19 @@ def test_the_answers_are_plain_values() -> None:
 def test_a_hundred_thousand_gpus_are_checked_at_once() -> None:
     # equal nodes share one hardware, so this costs as much as one node
     assert check_topology(parse_cluster("h100:16384x8")).tp[6].num_groups == 16384
+
+
+def test_a_map_of_the_fabric_has_domains_and_no_answers() -> None:
+    text = "# b1=nvl-1\nBlockName=b1 Nodes=n[1-2]\nBlockSizes=2\n"
+    topology = read_any(text, "topology.conf")
+
+    assert [node.domain for node in topology.nodes] == ["nvl-1", "nvl-1"]
+    assert check_topology(topology).tp == ()
+
+
+def test_domains_of_which_only_one_node_lists_its_devices() -> None:
+    text = "# b1=nvl-1\nBlockName=b1 Nodes=node-[0-1]\nBlockSizes=2\n"
+    both = merge([read_any(text, "topology.conf"), parse_cluster("gb200:1x4")])
+
+    assert [node.name for node in both.nodes] == ["node-0"]
+    assert [answer.answer for answer in check_topology(both).tp] == ["yes"] * 3
