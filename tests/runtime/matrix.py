@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import get_args
 
-from parctl.errors import NotBuiltError, ParctlError
+from parctl.errors import NotBuiltError, ParctlError, RunCancelledError
 from parctl.launcher.trials import Trials
 from parctl.launcher.verification import Verifier, write_text
 from parctl.recipes.loader import load_recipe
@@ -156,6 +156,8 @@ def run_case(verifier: Verifier, case: Case, precision: Precision) -> str:
         found = verifier.verify(
             recipe, precision=precision, max_ranks=MAX_RANKS, say=lambda text: None
         )
+    except RunCancelledError:  # ^C ends the matrix, not a case of it
+        raise
     except NotBuiltError as error:
         outcome, shown = "unbuilt", error.message
     except ParctlError as error:
@@ -210,7 +212,10 @@ def main() -> int:
     if options.sample is not None:
         chosen = random.Random(options.seed).sample(chosen, min(options.sample, len(chosen)))
     began = time.monotonic()
-    outcomes = run_cases(chosen)
+    try:
+        outcomes = run_cases(chosen)
+    except RunCancelledError:
+        return 130
     print(
         f"{len(chosen)} cases in {time.monotonic() - began:.0f} s: {outcomes['equal']} equal, "
         f"{outcomes['refused']} refused with reason, {outcomes['WRONG']} wrong, "
