@@ -177,13 +177,18 @@ def _links(
                 pair = (b.devices[j].index, b.devices[m].index)
                 changed.setdefault((old, now), []).append(pair)
     for (old, now), pairs in changed.items():
-        rest = list(pairs)
-        while rest:
-            ends = [end for pair in rest for end in pair]
-            hub = max(sorted(set(ends)), key=ends.count)
-            spokes = sorted({x for pair in rest if hub in pair for x in pair if x != hub})
+        ends: dict[int, set[int]] = {}
+        for one, other in pairs:
+            ends.setdefault(one, set()).add(other)
+            ends.setdefault(other, set()).add(one)
+        while ends:
+            hub = min(ends, key=lambda end: (-len(ends[end]), end))
+            spokes = sorted(ends.pop(hub))
             yield f"link of gpu {hub} to {gpus_text(spokes)}", old, now
-            rest = [pair for pair in rest if hub not in pair]
+            for spoke in spokes:
+                ends[spoke].remove(hub)
+                if not ends[spoke]:
+                    del ends[spoke]
 
 
 def _nics(

@@ -36,16 +36,17 @@ def expand_hostlist(text: str, where: str) -> list[str]:
 
 
 def _parts(text: str, where: str) -> Iterator[str]:
-    rest = text.strip()
-    while rest:
-        match = _PART.match(rest)
-        if match is None or (match.end() < len(rest) and rest[match.end()] != ","):
+    text = text.strip()
+    start = 0
+    while start < len(text):
+        match = _PART.match(text, start)
+        if match is None or (match.end() < len(text) and text[match.end()] != ","):
             raise UsageError(
                 f"{where}: `{text[:60]}` is no list of names",
                 hint="brackets hold numbers and ranges: node[01-08,11]",
             )
         yield match[0].strip()
-        rest = rest[match.end() + 1 :].strip()
+        start = match.end() + 1
 
 
 def _numbers(inside: str, where: str, part: str) -> Iterator[str]:

@@ -53,6 +53,7 @@ class Product:
     max_devices_per_node: int
     domain_devices: int | None  # most of a rack-scale NVLink domain; None: it ends at the node
     numa_nodes: int  # usual per node
+    watts: float | None  # that a board may draw; None: not looked up
 
     @property
     def full_mesh(self) -> bool:
@@ -82,6 +83,7 @@ def _gpu(
     node_max: int = 8,
     domain: int | None = None,
     numa: int = 2,
+    watts: float | None = None,
 ) -> Product:
     return Product(
         key=key,
@@ -99,6 +101,7 @@ def _gpu(
         max_devices_per_node=node_max,
         domain_devices=domain,
         numa_nodes=numa,
+        watts=watts,
     )
 
 
@@ -124,7 +127,7 @@ PRODUCTS: tuple[Product, ...] = (
     _gpu("a100-40g", "A100-SXM4-40GB", mesh="switch", memory=40_536 * MIB, bf16=312, fp8=None,
             memory_tb_s=1.56, links=(12, 25), pcie=32, nic=200, node_max=16),
     _gpu("a100-80g", "A100-SXM4-80GB", "a100", mesh="switch", memory=80 * GIGA, bf16=312,
-            fp8=None, memory_tb_s=2.04, links=(12, 25), pcie=32, nic=200, node_max=16),
+            fp8=None, memory_tb_s=2.04, links=(12, 25), pcie=32, nic=200, node_max=16, watts=400),
     _gpu("a100-pcie-40g", "A100-PCIE-40GB", mesh="none", memory=40_536 * MIB, bf16=312, fp8=None,
             memory_tb_s=1.56, links=(12, 25), pcie=32, nic=100),
     _gpu("a100-pcie-80g", "A100 80GB PCIe", "a100-pcie", mesh="none", memory=80 * GIGA, bf16=312,
@@ -141,30 +144,31 @@ PRODUCTS: tuple[Product, ...] = (
             links=None, pcie=32, nic=100, node_max=10),
     # Hopper datasheets: 989/1979 TFLOP/s, 18 NVLink4 of 25 GB/s (900 both ways), PCIe 5; 81559 MiB
     # is NVML's total on H100 SXM; H800 has 8 links (400 both ways); H20: 148/296 TFLOP/s; PCIe
-    # cards: 12 links over a pair's bridge
+    # cards: 12 links over a pair's bridge; boards of 700 W, H20 of 400
     _gpu("h100", "H100 80GB HBM3", "H100 SXM", "H100-SXM5-80GB", mesh="switch",
             memory=81_559 * MIB, bf16=989, fp8=1979, memory_tb_s=3.35, links=(18, 25), pcie=64,
-            nic=400),
+            nic=400, watts=700),
     _gpu("h100-pcie", "H100 PCIe", mesh="none", memory=80 * GIGA, bf16=756, fp8=1513,
             memory_tb_s=2.0, links=(12, 25), pcie=64, nic=200),
     _gpu("h800", "H800", "H800-SXM5-80GB", mesh="switch", memory=80 * GIGA, bf16=989, fp8=1979,
-            memory_tb_s=3.35, links=(8, 25), pcie=64, nic=400),
+            memory_tb_s=3.35, links=(8, 25), pcie=64, nic=400, watts=700),
     _gpu("h20", "H20", mesh="switch", memory=96 * GIGA, bf16=148, fp8=296, memory_tb_s=4.0,
-            links=(18, 25), pcie=64, nic=400),
+            links=(18, 25), pcie=64, nic=400, watts=400),
     _gpu("h200", "H200", "H200 SXM", mesh="switch", memory=141 * GIGA, bf16=989, fp8=1979,
-            memory_tb_s=4.8, links=(18, 25), pcie=64, nic=400),
+            memory_tb_s=4.8, links=(18, 25), pcie=64, nic=400, watts=700),
     # Blackwell: NVIDIA's benchmarking recipes state 2250/4500 (B200) and 2450/4900 (GB200); 18
     # NVLink5 of 50 GB/s (1800 both ways); B300 and GB300 about 2500/5000, 800 Gbit/s; NVL72: 18
-    # trays of 4 GPUs in one domain
+    # trays of 4 GPUs in one domain; boards of 1000, 1200, 1100 and 1400 W
     _gpu("b200", "B200", mesh="switch", memory=180 * GIGA, bf16=2250, fp8=4500, memory_tb_s=8.0,
-            links=(18, 50), pcie=64, nic=400),
+            links=(18, 50), pcie=64, nic=400, watts=1000),
     _gpu("gb200", "GB200", "GB200 NVL72", mesh="switch", memory=186 * GIGA, bf16=2450, fp8=4900,
-            memory_tb_s=8.0, links=(18, 50), pcie=64, nic=400, node=4, node_max=4, domain=72),
+            memory_tb_s=8.0, links=(18, 50), pcie=64, nic=400, node=4, node_max=4, domain=72,
+            watts=1200),
     _gpu("b300", "B300", "B300 SXM6 AC", mesh="switch", memory=288 * GIGA, bf16=2500, fp8=5000,
-            memory_tb_s=8.0, links=(18, 50), pcie=128, nic=800),
+            memory_tb_s=8.0, links=(18, 50), pcie=128, nic=800, watts=1100),
     _gpu("gb300", "GB300", "GB300 NVL", "GB300 NVL72", mesh="switch", memory=288 * GIGA,
             bf16=2500, fp8=5000, memory_tb_s=8.0, links=(18, 50), pcie=128, nic=800, node=4,
-            node_max=4, domain=72),
+            node_max=4, domain=72, watts=1400),
     # AMD datasheet: 1307/2615 TFLOP/s, 192 GB, 5.3 TB/s, 7 Infinity Fabric links of 64 GB/s, one to
     # each peer
     _gpu("mi300x", "AMD Instinct MI300X", "AMD Instinct MI300X OAM", mesh="direct",
@@ -174,7 +178,7 @@ PRODUCTS: tuple[Product, ...] = (
     Product(key="cpu", names=("CPU",), mesh="host", memory_bytes=None, bf16_flops=None,
             fp8_flops=None, memory_bytes_s=None, links=None, link_gb_s=None, pcie_gb_s=None,
             nic_gbit_s=None, devices_per_node=8, max_devices_per_node=1024, domain_devices=None,
-            numa_nodes=1),
+            numa_nodes=1, watts=None),
 )
 # fmt: on
 

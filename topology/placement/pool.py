@@ -147,7 +147,8 @@ def spare_nodes(
     nodes: Sequence[Node], insides: Mapping[int, Inside], required: Collection[str], count: int
 ) -> list[Node]:
     """The last nodes, of those with most usable devices: each can stand in for any other node."""
-    free = [node for node in nodes if node.name not in set(required)]
+    needed = set(required)
+    free = [node for node in nodes if node.name not in needed]
     most = max((len(insides[id(node.hardware)].usable) for node in free), default=0)
     able = [node for node in free if len(insides[id(node.hardware)].usable) == most]
     return able[len(able) - min(count, len(able)) :]

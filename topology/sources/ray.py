@@ -5,17 +5,11 @@ Ray counts GPUs and knows their kind, not how they are joined. Places are read f
 clusters are asked over the dashboard's REST API, so that no Ray needs to be installed.
 """
 
-import json
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
 from parctl.errors import BackendError, UsageError
 from parctl.topology.document import mapping, mappings, read_documents, text_of, whole_number
@@ -24,6 +18,7 @@ from parctl.topology.names import few
 from parctl.topology.placement.order import natural_key
 from parctl.topology.products import find_product
 from parctl.topology.sources.plain import cpu_slots, gpu_hardware
+from parctl.topology.sources.ray_dashboard import Dashboard, find_dashboard
 
 SOURCE = "ray"
 LABEL = "ray-label"
@@ -31,10 +26,7 @@ DOMAIN_LABEL = "parctl.dev/nvlink-domain"
 NODE_LABEL, PRODUCT_LABEL = "parctl.dev/node", "parctl.dev/product"
 TIER_LABEL = re.compile(r"parctl\.dev/tier-(\d{1,3})")  # 0 is the nearest
 PLACE_LABELS = ("ray.io/availability-zone", "ray.io/availability-region")  # nearest first
-DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-TIMEOUT_S = 10.0
 MAX_NODES = 10_000  # the most that Ray's state API lists
-MAX_ANSWER_BYTES = 2**28
 MAX_GPUS = 1024
 MIB = 2**20
 _PYTHON = re.compile(r"\s*\[\s*\{\s*'")
@@ -77,18 +69,30 @@ def read_text(text: str, name: str) -> Topology:
 
 def read_cluster(address: str | None) -> Topology:
     """Ask the dashboard of a running cluster. Raises BackendError when it does not answer."""
-    place = _dashboard(address)
-    answer = _get(place, f"/api/v0/nodes?detail=1&limit={MAX_NODES}")
-    nodes = [_node(entry) for entry in _entries(answer)]
-    try:  # the dashboard's own view names every GPU; it may be switched off
-        summary = [_node(entry) for entry in _entries(_get(place, "/nodes?view=summary"))]
-    except BackendError:
-        summary = []
+    dashboard = find_dashboard(address)
+    place = dashboard.address
+    nodes = list_nodes(dashboard)
     if not nodes:
         raise BackendError(f"Ray at {place} lists no node")
-    detailed = {node.node_id: node for node in summary}
-    nodes = [_joined(node, detailed.get(node.node_id)) for node in nodes]
     return build(nodes, name=f"ray {place}", source=f"{SOURCE} {place}", cut=None)
+
+
+def list_nodes(dashboard: Dashboard) -> list[RayNode]:
+    """Every node that the cluster knows of, dead ones too."""
+    answer = dashboard.get("/api/v0/nodes", detail=1, limit=MAX_NODES)
+    nodes = [_node(entry) for entry in _entries(answer)]
+    try:  # the dashboard's own view names every GPU; it may be switched off
+        summary = [_node(entry) for entry in _entries(dashboard.get("/nodes", view="summary"))]
+    except BackendError:
+        return nodes
+    detailed = {node.node_id: node for node in summary}
+    return [_joined(node, detailed.get(node.node_id)) for node in nodes]
+
+
+def named_nodes(nodes: Sequence[RayNode]) -> dict[str, RayNode]:
+    """The living nodes by the names that a topology of them has."""
+    alive = [node for node in nodes if node.alive]
+    return dict(zip(_names(alive), alive, strict=True))
 
 
 def build(nodes: Sequence[RayNode], *, name: str, source: str, cut: str | None) -> Topology:
@@ -258,57 +262,3 @@ def _device(position: int, kind: str | None, entry: Mapping[str, Any]) -> Device
         sources={"index": SOURCE}
         | {key: SOURCE for key, value in facts.items() if value is not None},
     )
-
-
-def _dashboard(address: str | None) -> str:
-    """Address of the dashboard: given, or from the environment as `ray job` reads it."""
-    given = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
-    place = given if given and given.startswith(("http://", "https://")) else None
-    if place is None and address is not None:
-        place = f"http://{address}"
-    place = (place or DEFAULT_ADDRESS).rstrip("/")
-    try:
-        parts = urlsplit(place)
-        right = bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        right = False
-    if not right:
-        raise UsageError(
-            f"`{place[:80]}` is no address of a Ray dashboard",
-            hint="for example `ray:http://127.0.0.1:8265`",
-        )
-    return place
-
-
-def _token() -> str | None:
-    token = os.environ.get("RAY_AUTH_TOKEN")
-    if token:
-        return token
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    try:
-        return path.read_text().strip() or None
-    except OSError:
-        return None
-
-
-def _get(place: str, path: str) -> Any:
-    token = _token()
-    request = Request(f"{place}{path}")
-    if token is not None:
-        request.add_header("Authorization", f"Bearer {token}")
-    try:
-        with urlopen(request, timeout=TIMEOUT_S) as answer:
-            data = answer.read(MAX_ANSWER_BYTES)
-        return json.loads(data)
-    except HTTPError as error:
-        error.close()
-        hint = "set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH" if error.code in (401, 403) else None
-        raise BackendError(f"Ray at {place} answers {error.code} to {path}", hint=hint) from error
-    except (URLError, OSError) as error:
-        reason = getattr(error, "reason", error)
-        raise BackendError(
-            f"Ray at {place} does not answer: {reason}",
-            hint="name its dashboard: `ray:http://HOST:8265`, or set RAY_API_SERVER_ADDRESS",
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise BackendError(f"Ray at {place} answers something else than JSON to {path}") from error
