@@ -158,6 +158,11 @@ class _Reading:
         self.warnings: list[str] = []
         self.columns = read_columns(table, name)
         self.gpus, self.nics = self.columns.gpus, self.columns.nics
+        if not self.gpus:
+            raise UsageError(
+                f"{name}: the columns of the table name no GPU",
+                hint="save the whole output of `nvidia-smi topo -m`",
+            )
         self.labels = self.columns.labels
         self.cut = [row for row in table.rows.values() if self._is_cut(row)]
         self.matrix, self.nic_matrix = self._links()

@@ -328,3 +328,8 @@ def test_memory_nodes_of_grace_gpus_are_no_sign_of_a_container() -> None:
 
     assert [device.numa for device in topology.nodes[0].hardware.devices] == [0, 1]
     assert topology.warnings == ()
+
+
+def test_a_table_without_a_column_of_a_gpu_is_refused() -> None:
+    with pytest.raises(UsageError, match="name no GPU"):
+        read_text("GPU7\nNCPU \nGPU4\tNV8", "cut.txt")
