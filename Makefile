@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TESTS ?= tests
 
-.PHONY: demo test test-deps matrix-runtime check format bench clean
+.PHONY: demo test test-deps cluster-deps cluster cluster-down matrix-runtime check format bench clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "parctl needs Python 3.11 or newer; make PYTHON=python3.12 ...")'
@@ -21,6 +21,18 @@ demo: $(INSTALLED)
 test-deps:
 	apt-get update -qq
 	apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core
+
+# The programs of a real Kubernetes cluster, for the tests that skip without it: system packages by
+# apt, the others built from Go modules into a cache outside the tree. The first time takes minutes.
+cluster-deps: $(INSTALLED)
+	$(BIN)/python -m tests.cluster.programs
+
+# A cluster to try things on; `make cluster-down` removes it and whatever killed test runs left.
+cluster: $(INSTALLED)
+	$(BIN)/python -m tests.cluster up
+
+cluster-down: $(INSTALLED)
+	$(BIN)/python -m tests.cluster down
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(TESTS)

@@ -32,7 +32,8 @@ from benchmarks.published_runs import CannotPredict, Run, read_run
 
 from parctl.planner.flops import model_flops_per_token
 from parctl.planner.time.constants import FITTED, Constants
-from parctl.planner.time.step import step_time
+from parctl.planner.time.pipeline import even_waiting, waiting
+from parctl.planner.time.step import Waiting, step_time
 
 GOALS = {"dense": (0.06, 0.20), "moe": (0.10, 0.20)}  # median and 90th percentile
 WORST = 15  # rows that are listed
@@ -100,8 +101,8 @@ def predict(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Prediction], dict[s
     return predictions, refused
 
 
-def predicted(run: Run, constants: Constants, *, simulate: bool = True) -> Prediction:
-    time = step_time(run.job, constants, simulate=simulate)
+def predicted(run: Run, constants: Constants, *, wait: Waiting = waiting) -> Prediction:
+    time = step_time(run.job, constants, wait=wait)
     memory = peak_memory(run.job, says_recompute=run.says_recompute)
     return Prediction(
         run=run,
@@ -244,7 +245,7 @@ def cross(runs: Sequence[Run]) -> None:
     fits = time_fit.left_out(runs)
     report(
         "Families left out of the fit",
-        [predicted(run, fits[run.family], simulate=False) for run in runs],
+        [predicted(run, fits[run.family], wait=even_waiting) for run in runs],
     )
     print("Constants, and how far they move when a family is left out:")
     for field in fields(Constants):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from parctl.planner.memory import GPU_BUFFER_BYTES, USABLE_FRACTION
 from parctl.planner.shards import Shard, largest_unit, stage_shard
 from parctl.planner.time.job import ALL, Job
-from parctl.planner.time.pipeline import rank_of
+from parctl.planner.time.pipeline import ranks_of
 from parctl.recipes.parameters import count_parameters, is_sparse
 
 FP32_LOGITS = 2 + 4 + 4  # bytes per logit: bf16, float32 for the loss, its gradient
@@ -54,7 +54,7 @@ def peak_memory(job: Job, *, says_recompute: bool) -> PeakMemory:
 
 def _rank_bytes(job: Job, rank: int) -> float:
     model, degrees, count = job.model, job.degrees, count_parameters(job.model)
-    stages = [number for number in range(len(job.stages)) if rank_of(job, number) == rank]
+    stages = [number for number, owner in enumerate(ranks_of(job)) if owner == rank]
     layers = [layer for number in stages for layer in job.stages[number]]
     first, last = 0 in stages, len(job.stages) - 1 in stages
     shard = stage_shard(model, count, layers, degrees, first=first, last=last)

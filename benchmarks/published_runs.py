@@ -225,6 +225,7 @@ def product_of(text: str) -> Product:
                     memory_bytes=96 * 10**9,
                     memory_bytes_s=2.4e12,
                     key="h100-500w",
+                    watts=500.0,
                 )
             product = find_product(key)
             assert product is not None
@@ -238,7 +239,7 @@ def product_of(text: str) -> Product:
 def degrees_of(parallelism: Mapping[str, Any], num_gpus: int) -> Degrees:
     tp, pp, cp = (int(parallelism.get(name) or 1) for name in ("tp", "pp", "cp"))
     data = int(parallelism.get("dp") or max(1, num_gpus // (tp * pp * cp)))
-    sharded = int(parallelism.get("zero") or 0) >= 2
+    sharded = int(parallelism.get("zero") or 0) >= 1
     return Degrees(
         pp=pp,
         dp=1 if sharded else data,

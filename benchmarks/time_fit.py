@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks.published_runs import Run
 
 from parctl.planner.time.constants import FITTED, Constants
+from parctl.planner.time.pipeline import even_waiting
 from parctl.planner.time.step import step_time
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
@@ -35,7 +36,7 @@ def errors(values: Vector, runs: Sequence[Run]) -> Vector:
     constants = of_vector(values)
     return np.array(
         [
-            np.log(step_time(run.job, constants, simulate=False).total / run.step_time_s)
+            np.log(step_time(run.job, constants, wait=even_waiting).total / run.step_time_s)
             for run in runs
             if run.step_time_s is not None
         ]

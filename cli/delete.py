@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from parctl.cli.run_options import BackendOption
+from parctl.cli.run_options import AddressOption, BackendOption
 
 
 def delete(
@@ -13,6 +13,7 @@ def delete(
         typer.Argument(metavar="RUN...", help="Run ids, or their beginnings.", show_default=False),
     ],
     backend: BackendOption = None,
+    address: AddressOption = None,
 ) -> None:
     """Delete an ended run with its logs and checkpoints.
 

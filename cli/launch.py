@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from parctl.cli.options import DevicesOption, RecipeArgument, SetOption
-from parctl.cli.run_options import BackendOption
+from parctl.cli.run_options import AddressOption, BackendOption, StorageOption
 
 
 def launch(
@@ -13,6 +13,8 @@ def launch(
     set_: SetOption = [],  # noqa: B006  (typer copies it)
     devices: DevicesOption = None,
     backend: BackendOption = None,
+    address: AddressOption = None,
+    storage: StorageOption = None,
     run_id: Annotated[
         str | None,
         typer.Option("--run-id", metavar="ID", help="Use this id.", show_default=False),

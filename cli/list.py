@@ -4,11 +4,12 @@ from typing import Annotated
 
 import typer
 
-from parctl.cli.run_options import BackendOption
+from parctl.cli.run_options import AddressOption, BackendOption
 
 
 def list_(
     backend: BackendOption = None,
+    address: AddressOption = None,
     output: Annotated[
         str, typer.Option("-o", "--output", help="table, json, yaml or name.")
     ] = "table",

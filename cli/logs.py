@@ -5,12 +5,13 @@ from typing import Annotated
 import typer
 
 from parctl.cli.options import RunArgument
-from parctl.cli.run_options import BackendOption
+from parctl.cli.run_options import AddressOption, BackendOption
 
 
 def logs(
     run: RunArgument,
     backend: BackendOption = None,
+    address: AddressOption = None,
     follow: Annotated[
         bool, typer.Option("-f", "--follow", help="Go on until the run has ended.")
     ] = False,
@@ -38,7 +39,8 @@ def logs(
     start = None if since is None else parse_age(since)
     try:
         for line in owner.logs(run_id, rank=rank, since=start, tail=tail, follow=follow):
-            prefix = "" if rank is not None else f"[rank {line.rank}] "
+            who = "parctl" if line.rank is None else f"rank {line.rank}"
+            prefix = "" if rank is not None else f"[{who}] "
             print(f"{prefix}{line.text}", flush=follow)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None

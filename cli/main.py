@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 COMMANDS = {
     "launch": "Run a recipe here, on Ray or on Kubernetes.",
     "plan": "Show where every rank would sit, and whether the job fits.",
+    "explain": "Explain a form of parallelism, compare all of them, or draw a schedule.",
+    "simulate": "Take a recipe through a whole launch on a cluster that need not exist.",
     "topology": "Show the nodes, GPUs and links of this machine or a cluster.",
     "recipes": "List, show and copy the recipes that parctl ships.",
     "validate": "Check recipe files and report every problem at once.",

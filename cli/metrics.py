@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from parctl.cli.options import RunArgument
-from parctl.cli.run_options import BackendOption
+from parctl.cli.run_options import AddressOption, BackendOption
 
 SHOWN = ("step", "loss", "grad_norm", "lr", "tokens_per_s", "model_tflops_per_gpu", "mfu")
 
@@ -14,6 +14,7 @@ SHOWN = ("step", "loss", "grad_norm", "lr", "tokens_per_s", "model_tflops_per_gp
 def metrics(
     run: RunArgument,
     backend: BackendOption = None,
+    address: AddressOption = None,
     output: Annotated[
         str, typer.Option("-o", "--output", help="table, json, yaml or csv (all columns).")
     ] = "table",

@@ -1,12 +1,10 @@
 """`parctl plan`: who sits where, over which links, and whether it fits."""
 
-from parctl.cli.options import (
-    ClusterOption,
-    DevicesOption,
-    OutputOption,
-    RecipeArgument,
-    SetOption,
-)
+from typing import Annotated
+
+import typer
+
+from parctl.cli.options import ClusterOption, DevicesOption, RecipeArgument, SetOption
 
 
 def plan(
@@ -14,7 +12,9 @@ def plan(
     cluster: ClusterOption = None,
     set_: SetOption = [],  # noqa: B006  (typer copies it)
     devices: DevicesOption = None,
-    output: OutputOption = "table",
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="table, json, yaml or html.")
+    ] = "table",
 ) -> None:
     """Show where every rank would sit, and whether the job fits.
 
@@ -27,7 +27,7 @@ def plan(
     from parctl.planner.make import make_plan
     from parctl.recipes.loader import load_recipe
 
-    check_format(output, ("table", "json", "yaml"))
+    check_format(output, ("table", "json", "yaml", "html"))
     loaded = load_recipe(recipe, set_)
     topology = cluster_for(loaded, cluster, devices)
     made = make_plan(loaded, topology)
@@ -35,6 +35,10 @@ def plan(
         from parctl.cli.plan_view import show_plan
 
         show_plan(made, console())
+    elif output == "html":
+        from parctl.planner.page.page import plan_to_html
+
+        print(plan_to_html(made, topology), end="")
     else:
         print_document(made.to_json(), output)
     for sentence in loaded.notes:

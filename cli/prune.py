@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from parctl.cli.run_options import BackendOption
+from parctl.cli.run_options import AddressOption, BackendOption
 
 
 def prune(
@@ -20,6 +20,7 @@ def prune(
         bool, typer.Option("--dry-run", help="Print what would be deleted, and stop.")
     ] = False,
     backend: BackendOption = None,
+    address: AddressOption = None,
 ) -> None:
     """Delete old runs by number or age.
 

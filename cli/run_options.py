@@ -1,8 +1,26 @@
-"""The option that all commands about runs share."""
+"""The options that all commands about runs share.
 
+What an option says of the current context is left in the environment, where the back end finds it:
+`--address X` is PARCTL_ADDRESS=X for the time of the command.
+"""
+
+import os
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
+
+
+def remembered(variable: str) -> Callable[[str | None], str | None]:
+    """Return a callback that leaves an option's value in the environment."""
+
+    def remember(value: str | None) -> str | None:
+        if value:
+            os.environ[variable] = value
+        return value
+
+    return remember
+
 
 BackendOption = Annotated[
     str | None,
@@ -10,6 +28,26 @@ BackendOption = Annotated[
         "-b",
         "--backend",
         help="local, ray or kubernetes; else the current context's.",
+        show_default=False,
+    ),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="URL",
+        help="Of Ray's dashboard, e.g. http://head:8265.",
+        callback=remembered("PARCTL_ADDRESS"),
+        show_default=False,
+    ),
+]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="DIR",
+        help="Where the nodes keep the run's files; a directory that all of them mount.",
+        callback=remembered("PARCTL_STORAGE"),
         show_default=False,
     ),
 ]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parctl.cli.options import RunArgument
-from parctl.cli.run_options import BackendOption
+from parctl.cli.run_options import AddressOption, BackendOption
 
 if TYPE_CHECKING:
     from parctl.launcher.backend import RunStatus
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 def status(
     run: RunArgument,
     backend: BackendOption = None,
+    address: AddressOption = None,
     output: Annotated[
         str, typer.Option("-o", "--output", help="table, wide (with the ranks), json or yaml.")
     ] = "table",

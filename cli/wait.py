@@ -5,12 +5,13 @@ from typing import Annotated
 import typer
 
 from parctl.cli.options import RunArgument
-from parctl.cli.run_options import BackendOption
+from parctl.cli.run_options import AddressOption, BackendOption
 
 
 def wait(
     run: RunArgument,
     backend: BackendOption = None,
+    address: AddressOption = None,
     timeout: Annotated[
         float | None,
         typer.Option(

@@ -5,12 +5,13 @@ from typing import Annotated
 import typer
 
 from parctl.cli.options import RunArgument
-from parctl.cli.run_options import BackendOption
+from parctl.cli.run_options import AddressOption, BackendOption
 
 
 def why(
     run: RunArgument,
     backend: BackendOption = None,
+    address: AddressOption = None,
     output: Annotated[str, typer.Option("-o", "--output", help="text, json or yaml.")] = "text",
 ) -> None:
     """Say in one sentence why a run waits or failed, and what would help."""

@@ -110,6 +110,8 @@ class Diagnosis:
 class Backend(Protocol):
     """Errors: BackendError when unreachable, UnknownRunError for an unknown id."""
 
+    @property
+    def cluster(self) -> str | None: ...  # topology source of its plans; None: this machine
     # what can begin before there is a plan; undone unless the run is submitted inside the `with`
     def head_start(self, recipe: Recipe, run_id: str) -> AbstractContextManager[None]: ...
     def render(self, plan: Plan, run_id: str) -> Manifests: ...

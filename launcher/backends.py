@@ -9,8 +9,11 @@ from parctl.launcher.contexts import resolve_context
 from parctl.launcher.run_id import match_run_id
 
 # name -> "module:class"
-BACKENDS: Mapping[str, str] = {"local": "parctl.launcher.local:LocalBackend"}
-PLANNED = ("ray", "kubernetes")
+BACKENDS: Mapping[str, str] = {
+    "local": "parctl.launcher.local:LocalBackend",
+    "ray": "parctl.launcher.ray.backend:RayBackend",
+}
+PLANNED = ("kubernetes",)
 
 
 def get_backend(name: str) -> Backend:

@@ -51,7 +51,7 @@ def prepared_launch(
         from parctl.planner.cluster import cluster_for
         from parctl.planner.make import make_plan
 
-        topology = cluster_for(recipe, None, num_devices)
+        topology = cluster_for(recipe, owner.cluster, num_devices)
         plan = make_plan(recipe, topology, backend=chosen.backend)
         check_plan(plan, force=force)
         yield Prepared(backend=owner, manifests=owner.render(plan, chosen_id))

@@ -50,6 +50,8 @@ POLL_S = 0.05
 
 
 class LocalBackend:
+    cluster: str | None = None  # this machine
+
     def __init__(self) -> None:
         self._supervisor: subprocess.Popen[bytes] | None = None  # one that awaits its run
         self._told = False  # which run that is

@@ -19,6 +19,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
+    return metrics_of(text)
+
+
+def metrics_of(text: str) -> list[dict[str, Any]]:
+    """Return the same of the file's content."""
     steps: dict[int, dict[str, Any]] = {}
     for row in _rows(text):
         known = steps.get(row["step"])
@@ -35,6 +40,12 @@ def last_step(path: Path) -> int | None:
             rows = _rows(file.read().decode(errors="replace"))
     except FileNotFoundError:
         return None
+    return int(rows[-1]["step"]) if rows else None
+
+
+def step_of_line(line: str) -> int | None:
+    """Return the step that a line is about."""
+    rows = _rows(line)
     return int(rows[-1]["step"]) if rows else None
 
 

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +89,12 @@ def this_process() -> Process:
 
 def processes_of_run(run_id: str, run_dir: Path) -> list[Process]:
     """Return this user's living processes that were started for a run, not us and our parents."""
-    marks = (f"PARCTL_RUN_ID={run_id}\0".encode(), f"PARCTL_RUN_DIR={run_dir}\0".encode())
+    return processes_with({"PARCTL_RUN_ID": run_id, "PARCTL_RUN_DIR": str(run_dir)})
+
+
+def processes_with(variables: Mapping[str, str]) -> list[Process]:
+    """Return this user's living processes with these in their environment, as above."""
+    marks = [f"{name}={value}\0".encode() for name, value in variables.items()]
     excepted = set(_ancestry(os.getpid()))
     found = []
     for pid in _pids():

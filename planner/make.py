@@ -10,17 +10,20 @@ from dataclasses import replace
 from typing import Any
 
 from parctl._version import __version__
-from parctl.errors import CannotPlaceError, NotBuiltError
+from parctl.errors import CannotPlaceError
 from parctl.planner.degrees import Degrees, num_micro_batches
 from parctl.planner.devices import Devices, narrowed, survey
 from parctl.planner.expert_placement import explain_experts
 from parctl.planner.flops import flops_convention, model_flops_per_token, tokens_per_step
 from parctl.planner.gradients import with_grad_sync
 from parctl.planner.infer import Resolution, resolve_degrees
+from parctl.planner.inference import estimate_inference_memory
+from parctl.planner.inference_estimate import estimate_inference, inference_traffic
 from parctl.planner.memory import estimate_memory
 from parctl.planner.plan import Plan
 from parctl.planner.request import layout_request, node_choice
 from parctl.planner.stages import split_layers
+from parctl.planner.time.calibration import Calibration
 from parctl.planner.time.estimate import estimate_time
 from parctl.planner.traffic import bytes_per_step
 from parctl.recipes.spec import Recipe
@@ -32,19 +35,21 @@ from parctl.topology.placement.experts import expert_holders
 from parctl.topology.products import find_product
 
 
-def make_plan(recipe: Recipe, topology: Topology, *, backend: str = "local") -> Plan:
+def make_plan(
+    recipe: Recipe,
+    topology: Topology,
+    *,
+    backend: str = "local",
+    calibration: Calibration | None = None,
+) -> Plan:
     """Resolve the degrees of `recipe`, place its ranks on `topology` and estimate what they need.
 
+    `calibration`: what this cluster was measured to reach; step times then follow it.
     A plan that does not fit is still a plan: `parctl.planner.fit.refuse_misfit` is the gate before
     a launch. Raises UsageError for a batch that does not divide, CannotPlaceError when no placement
     obeys the hard rules.
     """
     spec = recipe.parallelism
-    if recipe.task in ("generate", "serve"):
-        raise NotBuiltError(
-            f"{recipe.source}: task: {recipe.task} cannot be planned yet",
-            hint="task: train and task: script can",
-        )
     usable = available(topology, **node_choice(recipe))
     devices = survey(usable, strict_node=spec.strict_node, allow_pcie_tp=spec.allow_pcie_tp)
     _refuse_precision(recipe, devices)
@@ -67,10 +72,16 @@ def make_plan(recipe: Recipe, topology: Topology, *, backend: str = "local") -> 
     if resolved.model is not None and resolved.train is not None:
         stages = split_layers(resolved.model, degrees.pp * spec.virtual_stages)
         traffic = bytes_per_step(resolved, degrees, stages)
+    if resolved.model is not None and resolved.inference is not None:
+        stages = split_layers(resolved.model, degrees.pp)
+        traffic = inference_traffic(resolved, degrees)
     layout = _lay_out(resolution, topology, traffic)
     devices = narrowed(devices, topology, layout)
     resolved, why = with_grad_sync(resolved, degrees, devices)
-    if traffic is not None and (settled := bytes_per_step(resolved, degrees, stages)) != traffic:
+    if (
+        resolved.train is not None
+        and (settled := bytes_per_step(resolved, degrees, stages)) != traffic
+    ):
         # the layout answers the traffic that the plan states, so that it can be bound again
         traffic, layout = settled, _lay_out(resolution, topology, settled)
     layout = replace(layout, explain=(*layout.explain, *why))
@@ -87,7 +98,8 @@ def make_plan(recipe: Recipe, topology: Topology, *, backend: str = "local") -> 
         stages=stages,
         memory=_memory(resolved, degrees, stages, devices),
         time=_time(resolved, degrees, devices, traffic)
-        | _step(resolved, degrees, stages, layout, devices),
+        | _step(resolved, degrees, stages, layout, devices, calibration)
+        | _inference(resolved, degrees, stages, layout, devices, traffic),
         backend={"kind": backend},
         parctl_version=__version__,
     )
@@ -114,7 +126,8 @@ def _memory(
 ) -> dict[str, Any]:
     if recipe.model is None:
         return {"fits": None, "reason": "task: script: parctl does not know the program's memory"}
-    memory = estimate_memory(
+    estimate = estimate_inference_memory if recipe.inference else estimate_memory
+    memory = estimate(
         recipe, degrees, stages=stages, device_bytes=devices.memory_bytes, kind=devices.kind
     )
     return memory.to_json()
@@ -143,11 +156,30 @@ def _step(
     stages: tuple[tuple[int, ...], ...],
     layout: Layout,
     devices: Devices,
+    calibration: Calibration | None,
 ) -> dict[str, Any]:
     """How long a step will take. Of a script, nothing is known."""
     if recipe.model is None or recipe.train is None:
         return {}
-    return estimate_time(recipe, degrees, stages, layout, devices)
+    return estimate_time(recipe, degrees, stages, layout, devices, calibration)
+
+
+def _inference(
+    recipe: Recipe,
+    degrees: Degrees,
+    stages: tuple[tuple[int, ...], ...],
+    layout: Layout,
+    devices: Devices,
+    traffic: dict[str, float] | None,
+) -> dict[str, Any]:
+    """How long tokens take, of a job that makes them."""
+    if recipe.inference is None:
+        return {}
+    memory = estimate_inference_memory(
+        recipe, degrees, stages=stages, device_bytes=devices.memory_bytes, kind=devices.kind
+    )
+    times = estimate_inference(recipe, degrees, layout, devices, memory)
+    return {"bytes_per_step": traffic, "inference": times}
 
 
 def _refuse_precision(recipe: Recipe, devices: Devices) -> None:

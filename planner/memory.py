@@ -19,8 +19,10 @@ from parctl.planner import activations, shards, states
 from parctl.planner.activations import Kind
 from parctl.planner.degrees import Degrees, num_micro_batches
 from parctl.planner.schedules import stage_ranks
+from parctl.planner.shards import Shard
 from parctl.planner.stages import split_layers
-from parctl.recipes.parameters import count_parameters
+from parctl.planner.states import Regime
+from parctl.recipes.parameters import count_parameters, is_sparse
 from parctl.recipes.spec import Recipe
 
 # share of device memory that tensors can fill before fragmentation ends the run: 0.88 to 0.92 is
@@ -108,6 +110,36 @@ def estimate_memory(
 
     Layers are dealt out unless `stages` says how.
     """
+    train, spec = recipe.train, recipe.parallelism
+    assert train is not None
+    held = held_by_stage(recipe, degrees, stages=stages, kind=kind)
+    sharing = Sharing(
+        zero_stage=spec.zero_stage,
+        whole_gradients=spec.reduces_once and num_micro_batches(recipe, degrees) > 1,
+        offload_optimizer=train.offload_optimizer,
+    )
+    regime = states.REGIMES[train.precision]
+    return memory_of(held, sharing, regime, degrees, device_bytes=device_bytes, kind=kind)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What a rank of one pipeline rank's stages holds, however the data axes share its state."""
+
+    stage: int
+    layers: int
+    shard: Shard
+    unit: Shard  # the largest that is gathered at once
+    micro_batches: float
+    activations: int
+    working: int
+    logits: int
+
+
+def held_by_stage(
+    recipe: Recipe, degrees: Degrees, *, stages: Sequence[Sequence[int]] | None, kind: Kind
+) -> tuple[Held, ...]:
+    """Count what does not depend on how `dp` and `fsdp` divide the data ranks."""
     model, train, spec = recipe.model, recipe.train, recipe.parallelism
     assert model is not None and train is not None
     count = count_parameters(model)
@@ -119,36 +151,107 @@ def estimate_memory(
     held: list[list[int]] = [[] for _ in range(degrees.pp)]
     for chunk, rank in enumerate(stage_ranks(spec, degrees.pp)):
         held[rank].append(chunk)
-    estimates = []
+    micro_batches = num_micro_batches(recipe, degrees)
+    found = []
+    alike: dict[tuple[bool, str], activations.LayerActivations] = {}
+
+    def of_layer(layer: int) -> activations.LayerActivations:
+        key = (is_sparse(model, layer), train.recompute_of(layer))
+        if key not in alike:
+            alike[key] = activations.layer_activations(shapes, layer)
+        return alike[key]
+
+    plain = model.moe is None and not train.recompute_layers
+    equal: dict[tuple[int, ...], tuple[Shard, Shard, int, int]] = {}
+
+    def of_layers(
+        layers: Sequence[int], *, first: bool, last: bool
+    ) -> tuple[Shard, Shard, int, int]:
+        """Shard, largest unit, bytes stored and working; found once for stages that are alike."""
+        key = (first, last, len(layers)) if plain else (first, last, *layers)
+        if key not in equal:
+            per_layer = [of_layer(layer) for layer in layers]
+            equal[key] = (
+                shards.stage_shard(model, count, layers, degrees, first=first, last=last),
+                shards.largest_unit(model, count, layers, degrees, first=first, last=last),
+                sum(layer.stored for layer in per_layer),
+                max(layer.working for layer in per_layer),
+            )
+        return equal[key]
+
     for rank, own in enumerate(held):
         layers = [layer for chunk in own for layer in chunks[chunk]]
-        first, last = 0 in own, len(chunks) - 1 in own
-        shard = shards.stage_shard(model, count, layers, degrees, first=first, last=last)
-        micro_batches = num_micro_batches(recipe, degrees)
-        state = states.state_bytes(
-            shard,
-            regime,
-            spec.zero_stage,
-            degrees,
-            whole_gradients=spec.reduces_once and micro_batches > 1,
-        )
-        unit = shards.largest_unit(model, count, layers, degrees, first=first, last=last)
-        per_layer = [activations.layer_activations(shapes, layer) for layer in layers]
+        last = len(chunks) - 1 in own
+        shard, unit, stored, working = of_layers(layers, first=0 in own, last=last)
         alive = activations.in_flight(rank, spec, degrees, micro_batches)
-        estimates.append(
-            StageMemory(
+        found.append(
+            Held(
                 stage=rank,
                 layers=len(layers),
-                parameters=shard.total,
+                shard=shard,
+                unit=unit,
                 micro_batches=alive,
+                activations=round(alive * stored)
+                + (activations.outside_layers(shapes) if last else 0),
+                working=working,
+                logits=activations.logits_bytes(shapes) if last else 0,
+            )
+        )
+    return tuple(found)
+
+
+def heaviest_held(held: Sequence[Held]) -> tuple[Held, ...]:
+    """Of stages with the same parameters the one that keeps most: some of these is the worst."""
+    most: dict[tuple[Shard, Shard], Held] = {}
+    for part in held:
+        key = (part.shard, part.unit)
+        own = part.activations + max(part.working, part.logits)
+        if key not in most or own > most[key].activations + max(
+            most[key].working, most[key].logits
+        ):
+            most[key] = part
+    return tuple(most.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharing:
+    """How the data axes share the state."""
+
+    zero_stage: int
+    whole_gradients: bool  # they wait for the last micro-batch of a step
+    offload_optimizer: bool
+
+
+def memory_of(
+    held: Sequence[Held],
+    sharing: Sharing,
+    regime: Regime,
+    degrees: Degrees,
+    *,
+    device_bytes: int | None,
+    kind: Kind,
+) -> Memory:
+    """Add weights, gradients and optimizer state, as the data axes share them."""
+    estimates = []
+    stage = sharing.zero_stage
+    for part in held:
+        shard = part.shard
+        state = states.state_bytes(
+            shard, regime, stage, degrees, whole_gradients=sharing.whole_gradients
+        )
+        estimates.append(
+            StageMemory(
+                stage=part.stage,
+                layers=part.layers,
+                parameters=shard.total,
+                micro_batches=part.micro_batches,
                 weights=state.weights,
                 gradients=state.gradients,
-                optimizer=0 if train.offload_optimizer else state.optimizer,
-                gathered=states.gathered_bytes(shard, unit, regime, spec.zero_stage, degrees),
-                activations=round(alive * sum(layer.stored for layer in per_layer))
-                + (activations.outside_layers(shapes) if last else 0),
-                working=max(layer.working for layer in per_layer),
-                logits=activations.logits_bytes(shapes) if last else 0,
+                optimizer=0 if sharing.offload_optimizer else state.optimizer,
+                gathered=states.gathered_bytes(shard, part.unit, regime, stage, degrees),
+                activations=part.activations,
+                working=part.working,
+                logits=part.logits,
                 buffers=GPU_BUFFER_BYTES if kind == "gpu" else CPU_BUFFER_BYTES,
             )
         )

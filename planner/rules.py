@@ -4,12 +4,15 @@ What they are, and in which order they run, is said in `parctl.planner.infer`. A
 degrees found so far and returns its own with a sentence.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from math import gcd
 
 from parctl.errors import CannotPlaceError
 from parctl.planner.degrees import Degrees
 from parctl.planner.devices import Devices
+from parctl.planner.inference import InferenceMemory, estimate_inference_memory
 from parctl.planner.memory import USABLE_FRACTION, Memory, estimate_memory, unsharded_state_bytes
 from parctl.planner.sizes import size_text
 from parctl.recipes.spec import ModelSpec, ParallelismSpec, Recipe
@@ -38,8 +41,9 @@ class Job:
         """How many times the degrees so far fit into the cluster."""
         return self.devices.usable(degrees.tp) // degrees.world_size
 
-    def memory(self, degrees: Degrees) -> Memory:
-        return estimate_memory(
+    def memory(self, degrees: Degrees) -> Memory | InferenceMemory:
+        estimate = estimate_inference_memory if self.recipe.inference else estimate_memory
+        return estimate(
             self.recipe,
             self.filled(degrees),
             device_bytes=self.devices.memory_bytes,
@@ -54,10 +58,10 @@ class Job:
 def tensor_degree(job: Job, degrees: Degrees, reserve: int) -> tuple[int, str]:
     model = job.recipe.model
     most = job.devices.count // (degrees.world_size * reserve)
-    allowed = _tensor_candidates(job, min(job.largest_tp, most))
+    allowed = _candidates(job, min(job.largest_tp, most))
     if not allowed and job.largest_tp < 2 <= job.devices.largest_island:
         # no link is good enough: go on as if one were, and the layout refuses with the reason
-        allowed = _tensor_candidates(job, min(job.devices.largest_island, most))
+        allowed = _candidates(job, min(job.devices.largest_island, most))
     if not allowed:
         raise CannotPlaceError(
             f"tp needs a degree of at least 2 that suits {_shape_text(model)}: one full mesh holds "
@@ -71,6 +75,8 @@ def tensor_degree(job: Job, degrees: Degrees, reserve: int) -> tuple[int, str]:
     device = job.devices.memory_bytes
     if device is None:
         return allowed[0], "the smallest, since the memory of the devices is unknown"
+    if job.recipe.inference is not None:
+        return _inference_tensor_degree(job, degrees, allowed)
     room = int(device * USABLE_FRACTION)
     for size in allowed:
         state = unsharded_state_bytes(job.recipe, replace(degrees, tp=size))
@@ -87,11 +93,24 @@ def tensor_degree(job: Job, degrees: Degrees, reserve: int) -> tuple[int, str]:
     )
 
 
-def _tensor_candidates(job: Job, most: int) -> list[int]:
-    model, island = job.recipe.model, job.devices.largest_island
-    whole = [size for size in range(2, most + 1) if island % size == 0 or size % island == 0]
+def _inference_tensor_degree(job: Job, degrees: Degrees, allowed: Sequence[int]) -> tuple[int, str]:
+    what = "the weights, and keys and values of one longest sequence"
+    for size in allowed:
+        if job.fits(replace(degrees, tp=size)):
+            return size, f"the smallest from 2 on at which {what} fit"
+    return allowed[-1], f"the largest that the hard rule and the heads allow; {what} fit at none"
+
+
+def _candidates(job: Job, most: int) -> list[int]:
+    found = tensor_candidates(job.recipe.model, job.devices.largest_island, most)
     if job.recipe.parallelism.sp:
-        whole = [size for size in whole if sp_divides(job.recipe, size)]
+        found = [size for size in found if sp_divides(job.recipe, size)]
+    return found
+
+
+def tensor_candidates(model: ModelSpec | None, island: int, most: int) -> list[int]:
+    """Degrees of tp from 2 to `most` that leave nothing over of an NVLink mesh of `island`."""
+    whole = [size for size in range(2, most + 1) if island % size == 0 or size % island == 0]
     return [size for size in whole if model is None or tp_divides(model, size)]
 
 
@@ -169,7 +188,7 @@ def pipeline_degree(job: Job, degrees: Degrees, reserve: int) -> tuple[int, str]
 def hybrid_degrees(job: Job, degrees: Degrees) -> tuple[Degrees, str]:
     left = max(1, job.left(degrees))
     mesh = max(1, job.devices.largest_island // (degrees.tp * degrees.cp))
-    candidates = [size for size in _divisors(left) if size >= min(mesh, left)]
+    candidates = [size for size in divisors(left) if size >= min(mesh, left)]
     for size in candidates:
         found = replace(degrees, fsdp=size, dp=left // size)
         if job.recipe.model is None or Job.fits(replace(job, rest=()), found):
@@ -182,7 +201,7 @@ def expert_degree(job: Job, degrees: Degrees) -> tuple[int, str]:
     model = job.recipe.model
     assert model is not None and model.moe is not None, "the loader refuses ep without experts"
     ranks, experts = degrees.dp * degrees.fsdp * degrees.cp, model.moe.num_experts
-    allowed = _divisors(gcd(ranks, experts))
+    allowed = divisors(gcd(ranks, experts))
     inside = [size for size in allowed if size * degrees.tp <= max(1, job.devices.largest_island)]
     job = replace(job, rest=())
     if inside and inside[-1] > 1 and job.fits(replace(degrees, ep=inside[-1])):
@@ -197,5 +216,11 @@ def factors_text(spec: ParallelismSpec, degrees: Degrees) -> str:
     return product_text({axis: degrees.of(axis) for axis in spec.order}).rpartition(" = ")[0]
 
 
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
+@cache
+def divisors(number: int) -> tuple[int, ...]:
+    """In ascending order.
+
+    >>> divisors(12)
+    (1, 2, 3, 4, 6, 12)
+    """
+    return tuple(size for size in range(1, number + 1) if number % size == 0)

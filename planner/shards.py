@@ -13,6 +13,7 @@ part, and here every part is divided by its own degree.
     learned positions               whole on every tp rank
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,13 +28,28 @@ class Shard:
 
     dense: int
     experts: int
+    copied: int = 0  # of `dense`: a second copy of the tied table, which the first stage updates
+    fixed: int = 0  # of `dense`: routers' balance biases, which no gradient moves
 
     @property
     def total(self) -> int:
         return self.dense + self.experts
 
+    def times(self, number: int) -> "Shard":
+        return Shard(
+            dense=self.dense * number,
+            experts=self.experts * number,
+            copied=self.copied * number,
+            fixed=self.fixed * number,
+        )
+
     def __add__(self, other: "Shard") -> "Shard":
-        return Shard(dense=self.dense + other.dense, experts=self.experts + other.experts)
+        return Shard(
+            dense=self.dense + other.dense,
+            experts=self.experts + other.experts,
+            copied=self.copied + other.copied,
+            fixed=self.fixed + other.fixed,
+        )
 
 
 def layer_shard(model: ModelSpec, layer: LayerCount, degrees: Degrees) -> Shard:
@@ -48,7 +64,9 @@ def layer_shard(model: ModelSpec, layer: LayerCount, degrees: Degrees) -> Shard:
     dense = max(branches) if degrees.operator > 1 else sum(branches)
     dense += layer.router + layer.replicated
     owners = degrees.ep * degrees.etp if degrees.ep > 1 else tp
-    return Shard(dense=dense, experts=ceil_div(layer.experts, owners))
+    return Shard(
+        dense=dense, experts=ceil_div(layer.experts, owners), fixed=_balance_biases(model, layer)
+    )
 
 
 def embedding_shard(model: ModelSpec, count: ModelCount, degrees: Degrees) -> Shard:
@@ -68,10 +86,11 @@ def head_shard(model: ModelSpec, count: ModelCount, degrees: Degrees) -> Shard:
         head = count.head
     else:
         head = 0 if tied and degrees.pp == 1 else _table(model, degrees)
-    shard = Shard(dense=count.final_norm + head, experts=0)
+    shard = Shard(dense=count.final_norm + head, experts=0, copied=head if tied else 0)
     if model.num_mtp_layers:
         if degrees.pp > 1 and not tied:  # a copy of the embedding, which the modules read
-            shard += Shard(dense=_table(model, degrees), experts=0)
+            table = _table(model, degrees)
+            shard += Shard(dense=table, experts=0, copied=table)
         # a module is a layer, and a projection and norms that every tp rank holds whole
         module = count.mtp // model.num_mtp_layers
         layer = count.layers[-1]
@@ -97,8 +116,8 @@ def stage_shard(
         shard += embedding_shard(model, count, degrees)
         for encoder_layer in count.encoder:
             shard += layer_shard(model, encoder_layer, degrees)
-    for layer in layers:
-        shard += layer_shard(model, count.layers[layer], degrees)
+    for alike, number in _alike(count, layers):
+        shard += layer_shard(model, alike, degrees).times(number)
     if last:
         shard += head_shard(model, count, degrees)
     return shard
@@ -114,12 +133,19 @@ def largest_unit(
     last: bool,
 ) -> Shard:
     """The largest unit that FSDP gathers at once: a layer, the embedding or the head."""
-    units = [layer_shard(model, count.layers[layer], degrees) for layer in layers]
+    units = [layer_shard(model, alike, degrees) for alike, _ in _alike(count, layers)]
     if first:
         units.append(embedding_shard(model, count, degrees))
     if last:
         units.append(head_shard(model, count, degrees))
     return max(units, key=lambda shard: shard.total)
+
+
+def _alike(count: ModelCount, layers: Sequence[int]) -> list[tuple[LayerCount, int]]:
+    """Layers and how many are as each: equal ones share one object."""
+    found = {id(count.layers[layer]): count.layers[layer] for layer in layers}
+    numbers = Counter(id(count.layers[layer]) for layer in layers)
+    return [(found[key], number) for key, number in numbers.items()]
 
 
 def ceil_div(numerator: int, denominator: int) -> int:
@@ -128,6 +154,13 @@ def ceil_div(numerator: int, denominator: int) -> int:
 
 def _table(model: ModelSpec, degrees: Degrees) -> int:
     return ceil_div(model.vocab_size, degrees.tp) * model.dim
+
+
+def _balance_biases(model: ModelSpec, layer: LayerCount) -> int:
+    """Of a router of sigmoids: one per expert, moved by load and not by gradients (2408.15664)."""
+    moe = model.moe
+    sparse = moe is not None and layer.router > 0
+    return moe.num_experts if moe is not None and sparse and moe.router == "sigmoid" else 0
 
 
 def _key_value_parameters(model: ModelSpec) -> int:

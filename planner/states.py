@@ -94,13 +94,18 @@ def state_bytes(
     A tensor that does not divide is padded by its owner to the next element, as here the whole
     shard is.
     """
-    whole = shard.total
-    sharded = ceil_div(shard.dense, dense_shards(degrees))
-    sharded += ceil_div(shard.experts, expert_shards(degrees))
+
+    def stored(dense: int, *, shared: bool) -> int:
+        if not shared:
+            return dense + shard.experts
+        own = ceil_div(shard.experts, expert_shards(degrees))
+        return ceil_div(dense, dense_shards(degrees)) + own
+
+    moved = shard.dense - shard.fixed
     return States(
-        weights=regime.weight * (sharded if zero_stage >= 1 else whole),
-        gradients=regime.gradient * (sharded if zero_stage and not whole_gradients else whole),
-        optimizer=regime.optimizer * (sharded if zero_stage >= 1 else whole),
+        weights=regime.weight * stored(shard.dense, shared=zero_stage >= 1),
+        gradients=regime.gradient * stored(moved, shared=zero_stage >= 1 and not whole_gradients),
+        optimizer=regime.optimizer * stored(moved - shard.copied, shared=zero_stage >= 1),
     )
 
 

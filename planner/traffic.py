@@ -13,7 +13,7 @@ n ranks in the group, t = tp::
           layers m 8 (n-1)/n e T h / t         ulysses: four all-to-all forward, four backward
     operator  layers m 4 (n-1)/n e T h         all-reduce once forward, once backward
     pp    m v 2 e T h / t with sp              activations forward, their gradients backward
-    ep    layers m 4 (n-1)/n e T top_k h / t   dispatch and combine, forward and backward
+    ep    layers m 4 (n-1)/n e T top_k h etp / t  dispatch and combine, forward and backward
     edp   as fsdp or dp                        experts: their P counts here and not there
 
 The layout engine weighs the axes by these numbers; they are no prediction of time.
@@ -48,12 +48,14 @@ def bytes_per_step(
         context = 3 * element * 2 * heads * model.head_dim * tokens * degrees.cp
     else:
         context = 8 * hidden / degrees.tp
+    # tp ranks share a micro-batch's rows, but for those that split an expert: they send the same
+    rows = hidden * degrees.etp / degrees.tp
     held = _heaviest(recipe, degrees, stages)
     volumes = {
         "tp": 8 * hidden * layers * count,
         "cp": context * layers * count,
         "operator": 4 * outside * layers * count,
-        "ep": 4 * outside * (model.moe.top_k if model.moe else 0) * sparse * count,
+        "ep": 4 * rows * (model.moe.top_k if model.moe else 0) * sparse * count,
         **_data_volumes(recipe, degrees, held),
     }
     sizes = {axis: degrees.of(axis) for axis in ("tp", "cp", "operator", "ep", "dp", "fsdp")}

@@ -17,6 +17,13 @@ from parctl.recipes.corpus import CORPORA, SCHEME, STRIPES
 from parctl.recipes.expert_load_file import read_expert_load_file
 from parctl.recipes.faults import Fault, did_you_mean, listed
 from parctl.recipes.hf_config import read_hf_config
+from parctl.recipes.inference import (
+    build_generate,
+    build_inference,
+    build_serve,
+    check_inference,
+)
+from parctl.recipes.launch import build_launch
 from parctl.recipes.model_schema import ModelFields
 from parctl.recipes.models import complete_model
 from parctl.recipes.parallelism import build_parallelism, check_parallelism
@@ -26,7 +33,6 @@ from parctl.recipes.schedule_file import read_schedule_file
 from parctl.recipes.schema import (
     CheckpointFields,
     DataFields,
-    LaunchFields,
     ParallelismFields,
     RecipeFields,
     ScriptFields,
@@ -34,6 +40,8 @@ from parctl.recipes.schema import (
 )
 
 DRAWN = "random"  # `checkpoint.init_from`: draw the first weights
+WHAT = ("model", "parallelism")  # every task but script needs
+MUST = {"script": "command: [...]", "generate": "prompts: prompts.jsonl"}
 MAX_NAME = 33  # a run id is a DNS label of at most 40: this, a dash and six characters
 
 
@@ -57,7 +65,7 @@ def build_recipe(fields: RecipeFields, context: Context) -> spec.Recipe | None:
     _check_task(fields, context)
     model, preset_train = _model(fields.model, context)
     parallelism = _parallelism(fields, context)
-    train = data = checkpoint = None
+    train = data = checkpoint = inference = serve = None
     if fields.task == "train" and model is not None:
         train = _train(fields.train or TrainFields(), preset_train, model, context)
     if fields.task == "train":
@@ -67,7 +75,13 @@ def build_recipe(fields: RecipeFields, context: Context) -> spec.Recipe | None:
     certain = not context.doubtful & {"model", "parallelism"}
     if model is not None and parallelism is not None and certain:
         context.faults.extend(check_recipe(model, parallelism, train, data))
-    launch = _launch(fields.launch or LaunchFields(), context)
+    launch = build_launch(fields.launch, context)
+    if fields.task in ("generate", "serve") and model is not None and checkpoint is not None:
+        weights = checkpoint.init_from
+        inference = build_inference(fields.inference, model, preset_train, weights, context)
+        check_inference(model, parallelism, checkpoint, context)
+        if fields.task == "serve":
+            serve = build_serve(fields.serve, model, launch, context)
     if context.faults or parallelism is None:
         return None
     return spec.Recipe(
@@ -81,6 +95,9 @@ def build_recipe(fields: RecipeFields, context: Context) -> spec.Recipe | None:
         script=None if fields.script is None else _script(fields.script, context),
         launch=launch,
         placement=_placement(fields.placement),
+        inference=inference,
+        generate=build_generate(fields.generate, context),
+        serve=serve,
         source=context.source,
         notes=tuple(context.notes),
     )
@@ -97,20 +114,23 @@ def slug(text: str) -> str:
 
 def _check_task(fields: RecipeFields, context: Context) -> None:
     script = fields.task == "script"
-    needed = ("script",) if script else ("model", "parallelism")
+    needed = {"script": ("script",), "generate": (*WHAT, "generate")}.get(fields.task, WHAT)
     for key in needed:
         if getattr(fields, key) is None:
             example = RecipeFields.model_fields[key].examples
-            shown = example[0] if example and isinstance(example[0], str) else "{command: [...]}"
+            shown = example[0] if example and isinstance(example[0], str) else f"{{{MUST[key]}}}"
             hint = f"add `{key}: {shown}`"
             context.fault(key, f"missing, and task {fields.task} needs it", hint)
     useless = {
-        "train": ("script",),
-        "script": ("model", "train", "data", "checkpoint"),
-    }.get(fields.task, ("script", "train", "data"))
+        "train": ("script", "inference", "generate", "serve"),
+        "generate": ("script", "train", "data", "serve"),
+        "serve": ("script", "train", "data", "generate"),
+        "script": ("model", "train", "data", "checkpoint", "inference", "generate", "serve"),
+    }[fields.task]
     for key in useless:
         if getattr(fields, key) is not None:
-            hint = f"remove it, or set `task: {'script' if key == 'script' else 'train'}`"
+            other = {"inference": "serve", "model": "train", "data": "train", "checkpoint": "train"}
+            hint = f"remove it, or set `task: {other.get(key, key)}`"
             context.fault(key, f"has no meaning for task {fields.task}", hint, at_key=True)
     if script and fields.script is not None and fields.script.axes and fields.parallelism:
         message = "found both `parallelism` and `script.axes`"
@@ -331,36 +351,6 @@ def _script(fields: ScriptFields, context: Context) -> spec.ScriptSpec:
         command=tuple(fields.command),
         env=dict(fields.env),
         workdir=None if fields.workdir is None else _absolute(fields.workdir, context),
-    )
-
-
-def _launch(fields: LaunchFields, context: Context) -> spec.LaunchSpec:
-    for name in fields.env:
-        if name.endswith(("TOKEN", "PASSWORD", "SECRET", "API_KEY", "ACCESS_KEY")):
-            context.notes.append(f"launch.env.{name} is printed: a secret goes in launch.secrets")
-    for name, secret in fields.secrets.items():
-        path = f"launch.secrets.{name}"
-        if (secret.from_env is None) == (secret.secret is None):
-            hint = "`{from_env: VARIABLE}`, or `{secret: NAME, key: KEY}`"
-            context.fault(path, "expected exactly one of `from_env` and `secret`", hint)
-        elif (secret.secret is None) != (secret.key is None):
-            context.fault(path, "`secret` and `key` go together", "`{secret: NAME, key: KEY}`")
-        if name in fields.env:
-            context.fault(
-                path, f"{name} is also in `launch.env`", "keep one of the two", at_key=True
-            )
-    return spec.LaunchSpec(
-        backend=fields.backend,
-        retries=fields.retries,
-        queue=fields.queue,
-        image=fields.image,
-        env=dict(fields.env),
-        secrets={
-            name: spec.SecretSpec(from_env=secret.from_env, secret=secret.secret, key=secret.key)
-            for name, secret in fields.secrets.items()
-        },
-        timeout_s=None if fields.timeout_s is None else float(fields.timeout_s),
-        stop_grace_s=float(fields.stop_grace_s),
     )
 
 

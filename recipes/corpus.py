@@ -1,13 +1,15 @@
 """Data that ships with parctl: the text `corpus://guide`, which the demo trains on.
 
-`corpus://stripes` are images that are drawn as they are read (`parctl.runtime.data.images`).
+`corpus://stripes` are images that are drawn as they are read (`parctl.runtime.data.images`), and
+`corpus://prompts` a few lines for `task: generate`.
 """
 
 from pathlib import Path
 
 SCHEME = "corpus://"
-GUIDE, STRIPES = "corpus://guide", "corpus://stripes"
+GUIDE, STRIPES, PROMPTS = "corpus://guide", "corpus://stripes", "corpus://prompts"
 CORPORA = {"guide": Path(__file__).parent / "corpus"}
+PROMPTS_FILE = Path(__file__).parent / "corpus" / "prompts.txt"
 
 
 def corpus_files(uri: str) -> list[Path]:

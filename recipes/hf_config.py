@@ -1,5 +1,6 @@
 """A Hugging Face `config.json` read as model fields: llama, mistral, gpt2, mixtral, qwen2, qwen3,
-qwen3_moe, deepseek_v3. What a model of ours cannot compute is refused by its key.
+qwen3_moe, deepseek_v3, t5, switch_transformers. What a model of ours cannot compute is refused by
+its key.
 
 The one idea: only shapes are taken. What the file leaves out takes the value that the
 `transformers` library documents as its default for that model type, because that is what the file's
@@ -7,14 +8,15 @@ author meant.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from parctl.recipes.faults import Fault, listed
 
 _LLAMA_LIKE = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "deepseek_v3")
-MODEL_TYPES = (*_LLAMA_LIKE, "gpt2")
+_T5_LIKE = ("t5", "switch_transformers")
+MODEL_TYPES = (*_LLAMA_LIKE, "gpt2", *_T5_LIKE)
 _NORM_EPS = {"mixtral": 1e-5}  # documented defaults of rms_norm_eps; the others: 1e-6
 
 
@@ -36,7 +38,7 @@ def read_hf_config(folder: Path) -> tuple[dict[str, Any], list[Fault]]:
         message = f"`{path}` has {refused}, which no model of parctl computes"
         return {}, [_fault(message, "give the model's fields instead of `hf`")]
     try:
-        values = _gpt2(config) if config["model_type"] == "gpt2" else _llama_like(config)
+        values = _READERS.get(config["model_type"], _llama_like)(config)
     except KeyError as error:
         return {}, [_fault(f"`{path}` leaves out {error}", "is this the model's own config.json?")]
     except TypeError as error:
@@ -50,6 +52,8 @@ def read_hf_config(folder: Path) -> tuple[dict[str, Any], list[Fault]]:
 def _refused(config: Mapping[str, Any]) -> str | None:
     """Return the first setting that would make another model of it if it were ignored."""
     kind = config["model_type"]
+    if kind in _T5_LIKE:
+        return _refused_of_t5(config)
     scaling: dict[str, Any] = {}
     for key in ("rope_scaling", "rope_parameters"):
         value = config.get(key)
@@ -88,6 +92,57 @@ def _gpt2(config: Mapping[str, Any]) -> dict[str, Any]:
         "tied_embeddings": config.get("tie_word_embeddings", True),
         "dropout": config.get("resid_pdrop", 0.1),
     }
+
+
+def _refused_of_t5(config: Mapping[str, Any]) -> str | None:
+    activation = config.get("feed_forward_proj", config.get("dense_act_fn", "relu"))
+    layers, sparse = config["num_layers"], config.get("num_sparse_encoder_layers", 0)
+    wrong = {
+        f"activation {activation!r}": activation != "relu",
+        "a head of its own": not config.get("tie_word_embeddings", True),
+        "router_bias": config.get("router_bias", False),
+        "decoders that are not as deep as encoders": config.get("num_decoder_layers")
+        not in (None, layers),
+        "sparse layers in one stack only": sparse
+        != config.get("num_sparse_decoder_layers", sparse),
+        "sparse layers that are not every one or every other": bool(sparse)
+        and layers not in (sparse, 2 * sparse),
+        "relative_attention_num_buckets other than 32": config.get(
+            "relative_attention_num_buckets", 32
+        )
+        != 32,
+        "relative_attention_max_distance other than 128": config.get(
+            "relative_attention_max_distance", 128
+        )
+        != 128,
+    }
+    return next((name for name, found in wrong.items() if found), None)
+
+
+def _t5(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Models of one `num_layers` for both stacks. `n_positions` is what they were trained with."""
+    longest = config.get("n_positions", 512)
+    values = {
+        "family": "t5",
+        "num_layers": config["num_layers"],
+        "dim": config["d_model"],
+        "num_heads": config["num_heads"],
+        "head_dim": config["d_kv"],
+        "ffn_dim": config["d_ff"],
+        "vocab_size": config["vocab_size"],
+        "max_seq_len": longest,
+        "norm_eps": config.get("layer_norm_epsilon", 1e-6),
+        "dropout": config.get("dropout_rate", 0.1),
+    }
+    if config["model_type"] == "switch_transformers":
+        experts = config.get("num_experts", 8)
+        moe = _moe(experts, 1, config["d_ff"], config)
+        values["moe"] = moe | {
+            "layer_period": config["num_layers"] // config.get("num_sparse_encoder_layers", 3),
+            "capacity_factor": config.get("expert_capacity", 64) * experts / longest,
+            "z_loss": config.get("router_z_loss_coef", 0.001),
+        }
+    return values
 
 
 def _llama_like(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,3 +280,10 @@ def _wrong_types(values: Mapping[str, Any]) -> str | None:
 
 def _fault(message: str, hint: str) -> Fault:
     return Fault(path="hf", message=message, hint=hint)
+
+
+_READERS: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "gpt2": _gpt2,
+    "t5": _t5,
+    "switch_transformers": _t5,
+}

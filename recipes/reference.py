@@ -14,6 +14,14 @@ from pydantic_core import PydanticUndefined
 
 from parctl.recipes.faults import listed
 from parctl.recipes.fields import Fields
+from parctl.recipes.inference_schema import (
+    GenerateFields,
+    InferenceFields,
+    SamplingFields,
+    ServeFields,
+)
+from parctl.recipes.kubernetes_schema import KubernetesFields, TolerationFields, VolumeFields
+from parctl.recipes.launch_schema import LaunchFields, SecretFields
 from parctl.recipes.model_schema import (
     MlaFields,
     ModelFields,
@@ -24,15 +32,14 @@ from parctl.recipes.model_schema import (
 from parctl.recipes.placement_schema import PlacementFields
 from parctl.recipes.presets import ALIASES, load_preset, preset_names
 from parctl.recipes.problems import flow
+from parctl.recipes.ray_schema import RayFields
 from parctl.recipes.schema import (
     CheckpointFields,
     DataFields,
-    LaunchFields,
     OptimizerFields,
     ParallelismFields,
     RecipeFields,
     ScriptFields,
-    SecretFields,
     TrainFields,
 )
 from parctl.recipes.shipped import shipped_recipes
@@ -46,8 +53,16 @@ SECTIONS: tuple[tuple[str, type[Fields]], ...] = (
     ("train.optimizer", OptimizerFields),
     ("data", DataFields),
     ("checkpoint", CheckpointFields),
+    ("inference", InferenceFields),
+    ("generate", GenerateFields),
+    ("serve", ServeFields),
+    ("generate.sampling, serve.sampling", SamplingFields),
     ("launch", LaunchFields),
     ("launch.secrets.NAME", SecretFields),
+    ("launch.kubernetes", KubernetesFields),
+    ("launch.kubernetes.volumes.NAME", VolumeFields),
+    ("launch.kubernetes.tolerations", TolerationFields),
+    ("launch.ray", RayFields),
     ("placement", PlacementFields),
     ("script", ScriptFields),
     ("model", ModelFields),
@@ -81,7 +96,13 @@ def _section(name: str, fields: type[Fields]) -> str:
 
 
 def _words(annotation: Any) -> str:
-    plain = {int: "whole number", float: "number", bool: "true, false", str: "text"}
+    plain = {
+        int: "whole number",
+        float: "number",
+        bool: "true, false",
+        str: "text",
+        Any: "anything",
+    }
     if annotation in plain:
         return plain[annotation]
     origin, arms = get_origin(annotation), get_args(annotation)

@@ -24,9 +24,10 @@ from parctl.recipes.fields import (
     Positive,
     Reshard,
     Text,
-    VariableName,
     ZeroOrMore,
 )
+from parctl.recipes.inference_schema import GenerateFields, InferenceFields, ServeFields
+from parctl.recipes.launch_schema import LaunchFields
 from parctl.recipes.model_schema import ModelFields
 from parctl.recipes.placement_schema import PlacementFields
 from parctl.recipes.shorthand import MAX_DEGREE
@@ -314,45 +315,6 @@ class ScriptFields(Fields):
     )
 
 
-class SecretFields(Fields):
-    """Where a secret value comes from; the value itself is never read by parctl's planning."""
-
-    from_env: VariableName | None = Field(
-        default=None, description="variable of the launching shell", examples=["HF_TOKEN"]
-    )
-    secret: Text | None = Field(
-        default=None, description="Kubernetes Secret", examples=["hugging-face"]
-    )
-    key: Text | None = Field(default=None, description="key in that Secret", examples=["token"])
-
-
-class LaunchFields(Fields):
-    """Where and how to run."""
-
-    backend: Literal["local", "ray", "kubernetes"] | None = Field(
-        default=None, description="default: the current context", examples=["local"]
-    )
-    retries: Annotated[int, Field(ge=0, le=1000)] = Field(
-        default=0, description="restarts after a failure", examples=[3]
-    )
-    queue: Text | None = Field(default=None, description="of Kueue", examples=["research"])
-    image: Text | None = Field(default=None, description="container image", examples=["parctl:1"])
-    env: Environment = Field(
-        default={}, description="variables of every rank", examples=[{"NCCL_DEBUG": "WARN"}]
-    )
-    secrets: dict[VariableName, SecretFields] = Field(
-        default={},
-        description="variables whose values stay secret",
-        examples=[{"HF_TOKEN": {"from_env": "HF_TOKEN"}}],
-    )
-    timeout_s: Positive | None = Field(
-        default=None, description="of the whole run, seconds; default none", examples=[3600.0]
-    )
-    stop_grace_s: Annotated[float, Field(ge=0, le=86400)] = Field(
-        default=30.0, description="seconds between SIGTERM and SIGKILL", examples=[30.0]
-    )
-
-
 class RecipeFields(Fields):
     """A parctl recipe: what to run, how it is split over devices, and where it goes."""
 
@@ -365,7 +327,7 @@ class RecipeFields(Fields):
     )
     task: Task = Field(default="train", description="what to do", examples=["train"])
     model: ModelFields | None = Field(
-        default=None, description="what to train; not for task script", examples=["llama-3-70b"]
+        default=None, description="which; not for task script", examples=["llama-3-70b"]
     )
     parallelism: ParallelismFields | None = Field(
         default=None, description="how it is split", examples=["TP+SP+FSDP"]
@@ -381,6 +343,19 @@ class RecipeFields(Fields):
     )
     script: ScriptFields | None = Field(
         default=None, description="for task script", examples=[{"command": ["python", "train.py"]}]
+    )
+    inference: InferenceFields | None = Field(
+        default=None,
+        description="how tokens are made, for tasks generate and serve",
+        examples=[{"max_context": 8192}],
+    )
+    generate: GenerateFields | None = Field(
+        default=None,
+        description="for task generate",
+        examples=[{"prompts": "prompts.jsonl"}],
+    )
+    serve: ServeFields | None = Field(
+        default=None, description="for task serve", examples=[{"port": 8000}]
     )
     launch: LaunchFields | None = Field(
         default=None, description="where it runs", examples=[{"retries": 3}]

@@ -10,6 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from parctl.recipes.inference_spec import GenerateSpec, InferenceSpec, ServeSpec
+from parctl.recipes.kubernetes_spec import KubernetesSpec
+from parctl.recipes.ray_spec import RaySpec
+
 Task = Literal["train", "generate", "serve", "script"]
 Precision = Literal["fp32", "bf16", "fp16", "fp8", "fp64"]
 Recompute = Literal["none", "selective", "full", "partitioned"]
@@ -234,6 +238,9 @@ class LaunchSpec:
     secrets: Mapping[str, SecretSpec]
     timeout_s: float | None  # for the whole run
     stop_grace_s: float  # between SIGTERM and SIGKILL
+    workdir: str | None = None  # folder sent along, where the ranks start; None: nothing is sent
+    kubernetes: KubernetesSpec | None = None  # None: that back end's defaults
+    ray: RaySpec | None = None  # the same
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,6 +264,9 @@ class Recipe:
     script: ScriptSpec | None
     launch: LaunchSpec
     placement: PlacementSpec | None = None  # None: any node will do
+    inference: InferenceSpec | None = None  # of tasks generate and serve
+    generate: GenerateSpec | None = None
+    serve: ServeSpec | None = None
     source: str  # file, shipped name or line that it was read from
     notes: tuple[str, ...]  # what the loader decided on the user's behalf, in sentences
 

@@ -7,8 +7,8 @@ from parctl.recipes.parameters import is_sparse
 from parctl.recipes.spec import ModelSpec, ParallelismSpec, Recipe, TrainSpec
 
 WORKS_TODAY = (
-    "Llama, GPT and MoE models with DP, FSDP (ZERO1, ZERO2, ZERO3), HSDP, TP, TP+SP, CP, EP, PP "
-    "with every schedule, LAYER and their products, in fp32, bf16 or fp64, with recompute none, "
+    "Llama, GPT, T5 and MoE models with DP, FSDP (ZERO1, ZERO2, ZERO3), HSDP, TP, TP+SP, CP, EP, "
+    "PP with every schedule, LAYER and their products, in fp32, bf16 or fp64, with recompute none, "
     "selective, full or partitioned"
 )
 
@@ -52,6 +52,7 @@ def unbuilt_forms(recipe: Recipe, degrees: Mapping[str, int]) -> list[str]:
         forms.append(f"operator {parallelism.operator} with ep {degrees['ep']}")
     if recipe.model:
         forms += unbuilt_model_parts(recipe.model)
+        forms += unbuilt_around_positions(recipe, degrees)
         if recipe.model.vision:
             split = {"SP": parallelism.sp, "CP": degrees.get("cp", 1) > 1}
             forms += [f"{name} of an image's patches" for name, asked in split.items() if asked]
@@ -65,14 +66,32 @@ def unbuilt_forms(recipe: Recipe, degrees: Mapping[str, int]) -> list[str]:
 
 def unbuilt_model_parts(model: ModelSpec) -> list[str]:
     """List the parts of a model that the runtime has no block for."""
-    if model.family not in ("llama", "gpt", "moe", "vit"):
-        return [f"model family {model.family}"]
+    relative, encoder = model.positions == "relative", model.num_encoder_layers > 0
     parts = {
-        "relative positions": model.positions == "relative",
-        "an encoder": model.num_encoder_layers > 0,
+        f"an encoder and {model.positions} positions": encoder and not relative,
+        "an encoder and parallel_blocks": encoder and model.parallel_blocks,
+        "an encoder and multi-token prediction": encoder and model.num_mtp_layers > 0,
+        "relative positions and mla": relative and model.mla is not None,
+        "relative positions of an image": relative and model.vision is not None,
         "experts with biases": model.moe is not None and model.bias,
     }
     return [f"model with {name}" for name, present in parts.items() if present]
+
+
+def unbuilt_around_positions(recipe: Recipe, degrees: Mapping[str, int]) -> list[str]:
+    """List what does not go together with relative positions, or with an encoder."""
+    model = recipe.model
+    assert model
+    masked = recipe.data is not None and recipe.data.document_mask
+    pairs = []
+    if model.num_encoder_layers:
+        # every later stage would need the memory of the first one, and its gradient come back
+        pairs += [("PP of an encoder and its decoder", degrees.get("pp", 1) > 1)]
+        pairs += [("data.document_mask with an encoder", masked)]
+    if model.positions == "relative":
+        pairs += [("CP with relative positions", degrees.get("cp", 1) > 1)]
+        pairs += [("data.document_mask with relative positions", masked)]
+    return [name for name, asked in dict(pairs).items() if asked]
 
 
 def uneven_sizes(

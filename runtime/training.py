@@ -13,6 +13,7 @@ from parctl.runtime.data.batches import Batches, Reading, TextBatches
 from parctl.runtime.data.check import common_format, find_end_token
 from parctl.runtime.data.documents import list_files
 from parctl.runtime.data.images import open_images
+from parctl.runtime.data.pairs import PairBatches
 from parctl.runtime.data.tokens import TokenStream, open_stream
 from parctl.runtime.metrics import Reporter
 from parctl.runtime.model.sequence import SequencePart
@@ -144,6 +145,11 @@ def open_batches(
         held_out = stream(data.validation)
     else:
         tokens, held_out = tokens.split(len(tokens) - int(len(tokens) * data.validation_fraction))
+    if model.num_encoder_layers:
+        pairs = None
+        if spec.validate_every:
+            pairs = PairBatches(held_out, spec, mesh, what="validation")
+        return PairBatches(tokens, spec, mesh, what="train"), pairs
     end_token = None
     if data.document_mask:
         end_token = find_end_token(data, common_format(list_files(data.train), data))

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ("tests.cluster.fixtures",)
+
 # A background job of a shell is started with ^C ignored, and would hand that on to every program
 # that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -11,7 +11,8 @@ from typing import Any
 from parctl.planner.degrees import Degrees
 from parctl.planner.devices import Devices
 from parctl.planner.flops import model_flops_per_token
-from parctl.planner.time.constants import ERRORS
+from parctl.planner.time.calibration import Calibration
+from parctl.planner.time.constants import ERRORS, FITTED
 from parctl.planner.time.job import Fabric, job_of
 from parctl.planner.time.step import step_time
 from parctl.recipes.spec import Recipe
@@ -34,8 +35,9 @@ def estimate_time(
     stages: Sequence[Sequence[int]],
     layout: Layout,
     devices: Devices,
+    calibration: Calibration | None = None,
 ) -> dict[str, Any]:
-    """Predict a step of `recipe` on its layout.
+    """Predict a step of `recipe` on its layout, by what the cluster was measured to reach if it was.
 
     `step_time_basis` says how far such predictions are off, or why there is none.
     """
@@ -46,9 +48,12 @@ def estimate_time(
     if reason is not None or product is None:
         return UNPREDICTED | {"step_time_basis": f"not predicted: {reason}"}
     fabric = fabric_of(layout, devices, product)
+    constants = FITTED
+    if calibration is not None:
+        fabric, constants = calibration.fabric(fabric), calibration.constants(product)
     job = job_of(recipe, degrees, stages, product, fabric)
     assert job is not None  # the precision is one that `not_modelled` let pass
-    time = step_time(job)
+    time = step_time(job, constants)
     per_device = job.tokens_per_step / time.total / fabric.num_devices
     peak = product.fp8_flops if job.arithmetic == "fp8" else product.bf16_flops
     flops = model_flops_per_token(model, train.seq_len) * per_device
@@ -59,8 +64,9 @@ def estimate_time(
         "tokens_per_s_per_gpu": per_device,
         "mfu": flops / peak if peak else None,
         "step_time_basis": (
-            f"estimate; on published runs of other models half are within {middle:.0%} and nine "
-            f"in ten within {tail:.0%}"
+            f"estimate{', with links and products as measured here' if calibration else ''}; on "
+            f"published runs of other models half are within {middle:.0%} and nine in ten within "
+            f"{tail:.0%}"
         ),
     }
 

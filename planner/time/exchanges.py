@@ -4,17 +4,20 @@
     context   keys and values once around the ring, beside attention
     experts   rows to their experts and back in each pass
     data      ZeRO-3 gathers a layer while another one computes, for every micro-batch; what is
-              exchanged once per step runs beside the last backward and the first forward pass
+              exchanged once per step runs beside the last backward and the first forward pass;
+              shards of replicas (HSDP) are summed over the replicas, too
 
 An exchange that runs beside work makes it longer by what does not fit beside it, and by the share
 `dp_exposed` of the rest: both use the device's memory and some of its processors.
 """
 
+from collections import Counter
+
 from parctl.planner.time.compute import BYTES, Passes
 from parctl.planner.time.constants import Constants
 from parctl.planner.time.job import Job
 from parctl.planner.time.links import Group, group
-from parctl.planner.time.pipeline import rank_of
+from parctl.planner.time.pipeline import ranks_of
 from parctl.planner.time.rates import rates
 from parctl.recipes.parameters import LayerCount, ModelCount, is_sparse
 
@@ -68,7 +71,7 @@ def gathered(
 ) -> tuple[float, float]:
     """What ZeRO-3's exchanges of a layer add to its forward and backward pass."""
     degrees = job.degrees
-    whole = _data_group(job, constants)
+    whole, replicas = _data_group(job, constants), _replicas(job, constants)
     weights = (count.attention + count.mlp) / degrees.tp + count.replicated + count.router
     own = count.experts / degrees.ep / degrees.etp
     apart = _expert_data_group(job, constants)
@@ -77,7 +80,10 @@ def gathered(
         return whole.gather(per_parameter * weights) + apart.gather(per_parameter * own)
 
     gather = exchange(job.gathered_bytes)
-    scatter = exchange(GRADIENT * job.trained_share) if job.scatters_each else 0.0
+    scatter = 0.0
+    if job.scatters_each:
+        share = GRADIENT * job.trained_share
+        scatter = exchange(share) + replicas.all_reduce(share * weights / whole.size)
     return (
         _beside(job, constants, gather, passes.forward),
         _beside(job, constants, gather + scatter, passes.backward),
@@ -92,6 +98,7 @@ def data_tail(job: Job, constants: Constants, count: ModelCount, compute: float)
     """
     dense, own = heaviest(job, count)
     whole, apart = _data_group(job, constants), _expert_data_group(job, constants)
+    replicas = _replicas(job, constants)
 
     def exchange(per_parameter: float) -> float:
         share = per_parameter * job.trained_share
@@ -100,6 +107,7 @@ def data_tail(job: Job, constants: Constants, count: ModelCount, compute: float)
     shown = 0.0
     if not (job.gathers_each and job.scatters_each):
         reduced = exchange(GRADIENT if job.zero_stage else 2 * GRADIENT)
+        reduced += replicas.all_reduce(GRADIENT * job.trained_share * dense / whole.size)
         times = job.num_micro_batches if job.scatters_each else 1
         shown += _beside(job, constants, reduced, compute * 2 / 3) * times
     if job.zero_stage and not job.gathers_each:
@@ -121,7 +129,7 @@ def optimizer(job: Job, constants: Constants, count: ModelCount) -> float:
     """Seconds to update what a rank keeps moments of: reads and writes, at memory's rate."""
     dense, own = heaviest(job, count)
     degrees = job.degrees
-    ranks = degrees.num_data_ranks * degrees.cp if job.zero_stage else 1
+    ranks = degrees.fsdp * degrees.cp if job.zero_stage else 1
     expert_ranks = max(1, ranks // degrees.ep) if job.zero_stage else 1
     updated = (dense / ranks + own / expert_ranks) * job.trained_share
     return updated * OPTIMIZER_BYTES / rates(job, constants).memory
@@ -131,12 +139,15 @@ def heaviest(job: Job, count: ModelCount) -> tuple[float, float]:
     """Parameters of the heaviest pipeline rank on one tp rank: dense, and of experts."""
     degrees = job.degrees
     layers = [0] * degrees.pp
-    for number, stage in enumerate(job.stages):
-        layers[rank_of(job, number)] += len(stage)
+    for rank, stage in zip(ranks_of(job), job.stages, strict=True):
+        layers[rank] += len(stage)
     share = max(layers) / len(count.layers)
-    dense = sum(item.attention + item.mlp for item in count.layers) / degrees.tp
-    dense += sum(item.replicated + item.router for item in count.layers)
-    own = sum(item.experts for item in count.layers) / degrees.ep / degrees.etp
+    dense, own = 0.0, 0.0
+    alike = {id(item): item for item in count.layers}  # equal layers share one object
+    for key, number in Counter(map(id, count.layers)).items():
+        item = alike[key]
+        dense += number * ((item.attention + item.mlp) / degrees.tp + item.replicated + item.router)
+        own += number * item.experts / degrees.ep / degrees.etp
     edges = (count.embedding + count.head) / degrees.tp / min(2, degrees.pp)
     return dense * share + edges, own * share
 
@@ -149,9 +160,18 @@ def _beside(job: Job, constants: Constants, exchange: float, work: float) -> flo
 
 
 def _data_group(job: Job, constants: Constants) -> Group:
+    """Ranks that shard what every data rank holds, or without shards those that copy it."""
     degrees = job.degrees
-    size = degrees.num_data_ranks * degrees.cp
+    size = degrees.fsdp * degrees.cp * (1 if job.zero_stage else degrees.dp)
     return group(job.fabric, constants, size=size, stride=degrees.tp)
+
+
+def _replicas(job: Job, constants: Constants) -> Group:
+    """Ranks that hold the same shard."""
+    degrees = job.degrees
+    size = degrees.dp if job.zero_stage else 1
+    stride = degrees.tp * degrees.cp * degrees.fsdp
+    return group(job.fabric, constants, size=size, stride=stride)
 
 
 def _expert_data_group(job: Job, constants: Constants) -> Group:

@@ -46,6 +46,7 @@ class Fabric:
     slow: float  # the device's share of the node's network
     island: int  # devices that `fast` joins: a node, or a rack-scale domain
     num_devices: int
+    latency: float | None = None  # s per step of a ring inside an island; None: not measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

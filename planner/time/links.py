@@ -28,6 +28,7 @@ class Group:
     fast: float  # bytes/s that collectives reach
     slow: float
     latency: float  # s that a ring between islands adds per rank
+    near: float = LATENCY_FAST  # s per step of a ring inside an island
 
     @property
     def islands(self) -> int:
@@ -38,7 +39,7 @@ class Group:
         if self.size == 1:
             return 0.0
         time = num_bytes * (self.inside - 1) / self.inside / self.fast + (
-            LATENCY_FAST * (self.inside - 1)
+            self.near * (self.inside - 1)
         )
         if self.islands > 1:
             across = num_bytes * (self.islands - 1) / self.islands / self.inside / self.slow
@@ -59,7 +60,7 @@ class Group:
         inside = row_bytes * copies * (self.inside - 1) / self.inside / self.fast
         missed = (1 - 1 / self.islands) ** copies
         across = row_bytes * (self.islands - 1) * (1 - missed) / self.slow
-        return max(inside, across) + (LATENCY_SLOW if self.islands > 1 else LATENCY_FAST)
+        return max(inside, across) + (LATENCY_SLOW if self.islands > 1 else self.near)
 
     def send(self, num_bytes: float) -> float:
         """From a rank to its neighbour, over the worst link of the group."""
@@ -67,7 +68,7 @@ class Group:
             return 0.0
         if self.islands > 1:
             return LATENCY_SLOW + num_bytes / self.slow
-        return LATENCY_FAST + num_bytes / self.fast
+        return self.near + num_bytes / self.fast
 
 
 def group(fabric: Fabric, constants: Constants, *, size: int, stride: int) -> Group:
@@ -80,5 +81,6 @@ def group(fabric: Fabric, constants: Constants, *, size: int, stride: int) -> Gr
         inside=inside,
         fast=fabric.fast * FAST,
         slow=fabric.slow * SLOW,
+        near=LATENCY_FAST if fabric.latency is None else fabric.latency,
         latency=constants.ring_latency,
     )

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 from parctl.planner.time.constants import Constants
 from parctl.planner.time.job import Job
+from parctl.topology.products import Product
 
 MEMORY = 0.85  # share of the bandwidth that copies reach
 MOST_POWER = 1.2  # beyond it, watts per FLOP/s no longer bound the clock
-# W of a board (vendors' data sheets); the first of a generation is what others are compared with
-POWER = {
-    "ampere": {"a100-80g": 400.0},
-    "hopper": {"h100": 700.0, "h200": 700.0, "h800": 700.0, "h100-500w": 500.0, "h20": 400.0},
-    "blackwell": {"gb200": 1200.0, "b200": 1000.0, "b300": 1100.0, "gb300": 1400.0},
+# W per bf16 FLOP/s of the board of a generation that others are compared with
+USUAL_POWER = {
+    "ampere": 400 / 312e12,  # A100
+    "hopper": 700 / 989e12,  # H100
+    "blackwell": 1200 / 2450e12,  # GB200
 }
-PEAKS = {"ampere": 312e12, "hopper": 989e12, "blackwell": 2450e12}  # bf16, of that first board
 # products by how their names begin, whose shares are those of the nearest generation fitted
 GENERATIONS = {"b2": "blackwell", "b3": "blackwell", "gb": "blackwell", "h": "hopper"} | {
     "mi3": "hopper",
@@ -40,7 +40,7 @@ def rates(job: Job, constants: Constants) -> Rates:
     product = job.product
     assert product.bf16_flops and product.memory_bytes_s
     generation = generation_of(product.key)
-    held = held_share(product.key, product.bf16_flops, constants)
+    held = held_share(product, constants)
     plain = product.bf16_flops * held * float(getattr(constants, f"gemm_{generation}"))
     products = plain
     if job.arithmetic != "bf16" and product.fp8_flops and generation != "ampere":
@@ -56,12 +56,12 @@ def rates(job: Job, constants: Constants) -> Rates:
     )
 
 
-def held_share(key: str, peak: float, constants: Constants) -> float:
-    """How much of its peak a board holds under load, beside the first board of its generation."""
-    generation = generation_of(key)
-    boards = POWER[generation]
-    usual = next(iter(boards.values())) / PEAKS[generation]
-    own = boards.get(key, usual * peak) / peak
+def held_share(product: Product, constants: Constants) -> float:
+    """How much of its peak a board holds under load, beside the usual one of its generation."""
+    if product.watts is None or not product.bf16_flops:
+        return 1.0
+    own = product.watts / product.bf16_flops
+    usual = USUAL_POWER[generation_of(product.key)]
     return float(min(own / usual, MOST_POWER) ** constants.power)
 
 

@@ -5,6 +5,8 @@ step = micro-batches x what the slowest pipeline rank takes for one, with its ex
        longer by a small share per doubling of the nodes
 """
 
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import log2
 
@@ -12,7 +14,7 @@ from parctl.planner.time import exchanges
 from parctl.planner.time.compute import head, layer
 from parctl.planner.time.constants import FITTED, Constants
 from parctl.planner.time.job import Job
-from parctl.planner.time.pipeline import StageTime, even_waiting, rank_of, waiting
+from parctl.planner.time.pipeline import StageTime, ranks_of, waiting
 from parctl.recipes.parameters import LayerCount, count_parameters, is_sparse
 
 
@@ -50,47 +52,48 @@ class LayerTime:
         return self.stage.total
 
 
-def step_time(job: Job, constants: Constants = FITTED, *, simulate: bool = True) -> StepTime:
+_Kind = tuple[bool, int | None] | None  # has experts, attention window; None: the head
+HEAD = None
+Waiting = Callable[[Job, Sequence[StageTime], float], float]
+
+
+def step_time(job: Job, constants: Constants = FITTED, *, wait: Waiting = waiting) -> StepTime:
     """Predict one optimizer step.
 
-    `simulate`: work through the pipeline's schedule; without, take the closed form of its bubble.
+    `wait`: how the pipeline's bubble is found. By default its schedule is worked through; closed
+    forms (`parctl.planner.time.pipeline`) are cheaper.
     """
     count = count_parameters(job.model)
-    kinds: dict[tuple[bool, int | None], LayerTime] = {}
-
-    def time_of(index: int) -> LayerTime:
-        kind = (is_sparse(job.model, index), job.windows[index % len(job.windows)])
-        if kind not in kinds:
-            kinds[kind] = _layer_time(job, constants, index, count.layers[index])
-        return kinds[kind]
-
-    stages = [[time_of(index) for index in layers] for layers in job.stages]
-    top = _head_time(job, constants)
-    stages[-1].append(top)
-    for _ in range(job.model.num_mtp_layers):  # a layer and the head once more (2412.19437)
-        stages[-1] += [time_of(job.model.num_layers - 1), top]
-    ranks: list[list[LayerTime]] = [[] for _ in range(job.degrees.pp)]
-    for number, times in enumerate(stages):
-        ranks[rank_of(job, number)] += times
-    own = max(ranks, key=lambda times: sum(item.total for item in times))
-    passes = [_together(times) for times in stages]
-    sent = exchanges.boundary(job, constants)
-    bubble = (waiting if simulate else even_waiting)(job, passes, sent)
+    stages = [_kinds(job, layers) for layers in job.stages]
+    stages[-1][HEAD] = 1 + job.model.num_mtp_layers
+    if job.model.num_mtp_layers:  # each a layer and the head once more (2412.19437)
+        stages[-1] += {_kind(job, job.model.num_layers - 1): job.model.num_mtp_layers}
+    times: dict[_Kind, LayerTime] = {HEAD: head_time(job, constants)}
+    for index, layer_count in enumerate(count.layers):
+        if (kind := _kind(job, index)) not in times:
+            times[kind] = layer_time(job, constants, index, layer_count)
+        if len(times) > len(job.windows) * 2:
+            break
+    ranks: list[Counter[_Kind]] = [Counter() for _ in range(job.degrees.pp)]
+    for rank, kinds in zip(ranks_of(job), stages, strict=True):
+        ranks[rank] += kinds
+    own = max(ranks, key=lambda kinds: sum(n * times[kind].total for kind, n in kinds.items()))
+    passes = [_together(times, kinds) for kinds in stages]
     m = job.num_micro_batches
     parts = {
-        name: m * sum(getattr(item, name) for item in own)
+        name: m * sum(n * float(getattr(times[kind], name)) for kind, n in own.items())
         for name in ("compute", "tensor", "context", "experts", "data")
     }
-    compute = sum(item.compute for item in own)
-    parts["data"] += exchanges.data_tail(job, constants, count, compute)
-    parts["bubble"] = bubble
+    parts["data"] += exchanges.data_tail(job, constants, count, parts["compute"] / m)
+    parts["bubble"] = wait(job, passes, exchanges.boundary(job, constants))
     parts["optimizer"] = exchanges.optimizer(job, constants, count)
     doublings = log2(max(1.0, job.fabric.num_devices / 8))
     stragglers = sum(parts.values()) * constants.jitter * doublings
     return StepTime(**parts, stragglers=stragglers)
 
 
-def _layer_time(job: Job, constants: Constants, index: int, count: LayerCount) -> LayerTime:
+def layer_time(job: Job, constants: Constants, index: int, count: LayerCount) -> LayerTime:
+    """Layer `index` of the model."""
     passes = layer(job, constants, index)
     again = job.repeated.products
     tensor = exchanges.tensor(job, constants)
@@ -114,7 +117,8 @@ def _layer_time(job: Job, constants: Constants, index: int, count: LayerCount) -
     )
 
 
-def _head_time(job: Job, constants: Constants) -> LayerTime:
+def head_time(job: Job, constants: Constants) -> LayerTime:
+    """The final norm, the head and the loss."""
     passes = head(job, constants)
     return LayerTime(
         compute=passes.forward + passes.backward,
@@ -126,9 +130,20 @@ def _head_time(job: Job, constants: Constants) -> LayerTime:
     )
 
 
-def _together(times: list[LayerTime]) -> StageTime:
+def _kind(job: Job, index: int) -> _Kind:
+    """Layers of one kind take equally long."""
+    return is_sparse(job.model, index), job.windows[index % len(job.windows)]
+
+
+def _kinds(job: Job, layers: Sequence[int]) -> Counter[_Kind]:
+    if job.model.moe is None and len(job.windows) == 1:
+        return Counter({_kind(job, 0): len(layers)})
+    return Counter(_kind(job, index) for index in layers)
+
+
+def _together(times: Mapping[_Kind, LayerTime], kinds: Counter[_Kind]) -> StageTime:
     return StageTime(
-        forward=sum(item.stage.forward for item in times),
-        inputs=sum(item.stage.inputs for item in times),
-        weights=sum(item.stage.weights for item in times),
+        forward=sum(n * times[kind].stage.forward for kind, n in kinds.items()),
+        inputs=sum(n * times[kind].stage.inputs for kind, n in kinds.items()),
+        weights=sum(n * times[kind].stage.weights for kind, n in kinds.items()),
     )

@@ -34,10 +34,11 @@ class MicroBatch:
     targets: Tensor  # [B, S], or classes [B]; IGNORED where nothing is to be predicted
     documents: Tensor | None = None  # [B, T], equal where tokens may see each other
     following: Tensor | None = None  # [B, S, 1 + K]: targets, and K more after them (MTP)
+    source: Tensor | None = None  # [B, S], what an encoder reads
 
     def context(self) -> dict[str, Tensor]:
         """Return what every pipeline stage takes beside the stream, by keyword."""
-        found = {"documents": self.documents, "following": self.following}
+        found = {"documents": self.documents, "following": self.following, "source": self.source}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 

@@ -16,7 +16,8 @@ def apply(model: Transformer, train: TrainSpec) -> None:
     """Compile every block in place. Names of parameters do not change."""
     if not train.compile:
         return
-    for layer, block in model.blocks.items():
+    layers = [item for stack in model.stacks() for item in stack.items()]
+    for layer, block in layers:
         outside = train.recompute_of(int(layer)) in ("full", "partitioned")
         if outside and isinstance(block, CheckpointWrapper):
             block = block._checkpoint_wrapped_module

@@ -22,9 +22,10 @@ def apply(model: Transformer, precision: Precision) -> None:
     """Let every block multiply in float8, in place."""
     if precision != "fp8":
         return
-    for module in model.blocks.modules():
-        if isinstance(module, Linear):
-            module.multiply = product_in_float8
+    for stack in model.stacks():
+        for module in stack.modules():
+            if isinstance(module, Linear):
+                module.multiply = product_in_float8
 
 
 def product_in_float8(x: Tensor, weight: Tensor) -> Tensor:

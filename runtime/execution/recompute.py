@@ -10,6 +10,7 @@
 What `selective` keeps of the two matmuls that end a branch (`LAST_MATMULS`)::
 
     attention.wo           the sum over tp; each rank's part of it is neither kept nor made again
+    cross_attention.wo     the same
     feed_forward.w_down    nothing: no gradient needs it, and running again stops before it. With
                            dropout, whose mask comes after it, as for wo.
 """
@@ -40,7 +41,7 @@ from parctl.runtime.parallel.collectives import TOKENS, all_gather_tokens
 from parctl.runtime.parallel.ring_attention import OPERATION as RING_ATTENTION
 
 WRAPPER_PREFIX = "_checkpoint_wrapped_module."
-LAST_MATMULS = ("attention.wo", "feed_forward.w_down")
+LAST_MATMULS = ("attention.wo", "cross_attention.wo", "feed_forward.w_down")
 
 aten, collectives = torch.ops.aten, torch.ops._c10d_functional
 MATMULS = frozenset(
@@ -161,11 +162,13 @@ def apply(
     """
     # random states are only put back where something is drawn: on accelerators that waits for them
     draws = model.model.dropout > 0
-    places: list[tuple[nn.Module, str]] = [(model.blocks, layer) for layer in model.blocks]
+    places: list[tuple[nn.Module, str]] = [
+        (stack, layer) for stack in model.stacks() for layer in stack
+    ]
     ahead = [(module, "block") for module in model.mtp.values()]
     for (holder, name), block in zip([*places, *ahead], model.all_blocks(), strict=True):
         # a module that predicts further tokens is one more layer
-        mode = train.recompute_of(int(name) if holder is model.blocks else model.model.num_layers)
+        mode = train.recompute_of(model.model.num_layers if name == "block" else int(name))
         if mode == "none":
             continue
         if mode == "selective":
@@ -215,11 +218,16 @@ def run_again(
         result: Tensor = kept
         return result
 
-    # of the arguments only the stream has a gradient; torch keeps the others as they are
     if not steps or not torch.is_grad_enabled():
         return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state)
+    stream, *others = args  # which all blocks share: they stay as they are
     with saved_tensors_hooks(pack, unpack):
-        return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state)
+        return checkpoint(
+            lambda x: block(x, *others),
+            stream,
+            use_reentrant=False,
+            preserve_rng_state=preserve_rng_state,
+        )
 
 
 def canonical_name(name: str) -> str:

@@ -3,10 +3,11 @@
 Imports no torch.
 """
 
+from math import ceil
 from typing import Any
 
 from parctl.errors import UsageError
-from parctl.recipes.spec import ModelSpec
+from parctl.recipes.spec import ModelSpec, MoeSpec
 
 CLASSES = {
     "llama": "LlamaForCausalLM",
@@ -16,7 +17,10 @@ CLASSES = {
     "qwen3_moe": "Qwen3MoeForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",
     "gpt2": "GPT2LMHeadModel",
+    "t5": "T5ForConditionalGeneration",
+    "switch_transformers": "SwitchTransformersForConditionalGeneration",
 }
+ENCODER_DECODERS = ("t5", "switch_transformers")
 DEEPSEEK_NORM_EPS = 1e-6  # of the norms of latents, which config.json cannot set
 
 
@@ -27,6 +31,9 @@ def architecture(model: ModelSpec) -> str:
     """
     if model.family == "gpt":
         kind, wrong = "gpt2", gpt2_differences(model)
+    elif model.family == "t5":
+        kind = "t5" if model.moe is None else "switch_transformers"
+        wrong = t5_differences(model)
     elif model.mla is not None:
         kind, wrong = "deepseek_v3", deepseek_differences(model)
     elif model.moe is not None:
@@ -37,7 +44,8 @@ def architecture(model: ModelSpec) -> str:
         wrong = {"biases beside qk_norm": model.bias or model.qkv_bias}
     else:
         kind, wrong = ("qwen2" if model.qkv_bias and not model.bias else "llama"), {}
-    wrong = {**(general_differences(model) if kind != "gpt2" else {}), **wrong}
+    if kind not in ("gpt2", *ENCODER_DECODERS):
+        wrong = {**general_differences(model), **wrong}
     named = [
         *(name for name, differs in common_differences(model).items() if differs),
         *(name for name, differs in wrong.items() if differs),
@@ -45,17 +53,17 @@ def architecture(model: ModelSpec) -> str:
     if named:
         raise UsageError(
             f"no {kind} model of Hugging Face has what {model.name} has: {', '.join(named)}",
-            hint="weights are exchanged for Llama, Qwen2, Qwen3, Mixtral, Qwen3-MoE, DeepSeek-V3 "
-            "and GPT-2 models as published",
+            hint="weights are exchanged for Llama, Qwen2, Qwen3, Mixtral, Qwen3-MoE, DeepSeek-V3, "
+            "GPT-2, T5 and Switch models as published",
         )
     return kind
 
 
 def common_differences(model: ModelSpec) -> dict[str, bool]:
     return {
-        f"family {model.family}": model.family not in ("llama", "moe", "gpt"),
+        f"family {model.family}": model.family not in ("llama", "moe", "gpt", "t5"),
         "attention that is not causal": not model.causal,
-        "an encoder": model.num_encoder_layers > 0,
+        "an encoder": model.num_encoder_layers > 0 and model.family != "t5",
         "multi-token prediction": model.num_mtp_layers > 0,
         "parallel_blocks": model.parallel_blocks,
     }
@@ -80,6 +88,36 @@ def gpt2_differences(model: ModelSpec) -> dict[str, bool]:
         "qk_norm": model.qk_norm,
         "grouped heads": model.num_kv_heads != model.num_heads,
         "head_dim x num_heads that is not dim": model.num_heads * model.head_dim != model.dim,
+    }
+
+
+def t5_differences(model: ModelSpec) -> dict[str, bool]:
+    return {
+        f"norm {model.norm}": model.norm != "rmsnorm",
+        f"activation {model.activation}": model.activation != "relu",
+        f"positions {model.positions}": model.positions != "relative",
+        "no encoder": model.num_encoder_layers == 0,
+        "biases or qk_norm": model.bias or model.qkv_bias or model.qk_norm,
+        "grouped heads": model.num_kv_heads != model.num_heads,
+        "a head of its own": not model.tied_embeddings,
+        **({} if model.moe is None else switch_differences(model, model.moe)),
+    }
+
+
+def switch_differences(model: ModelSpec, moe: MoeSpec) -> dict[str, bool]:
+    stacks = (model.num_layers, model.num_encoder_layers)
+    return {
+        f"a {moe.router} router": moe.router != "softmax",
+        f"top_k {moe.top_k}": moe.top_k != 1,
+        "no expert capacity": moe.capacity_factor is None,
+        "groups of experts": moe.num_groups > 1,
+        "shared experts": moe.num_shared_experts > 0,
+        "weight_scale": moe.weight_scale != 1.0,
+        "dense layers before sparse ones": moe.num_dense_layers > 0,
+        "experts that are not as wide as the MLP": moe.expert_ffn_dim != model.ffn_dim,
+        # their layer i is sparse where i % step == 1, ours where it is step - 1
+        f"a layer_period of {moe.layer_period}": moe.layer_period > 2
+        or any(num_layers % moe.layer_period for num_layers in stacks),
     }
 
 
@@ -138,6 +176,8 @@ def config_of(model: ModelSpec, *, dtype: str) -> dict[str, Any]:
             "embd_pdrop": model.dropout,
             "attn_pdrop": model.dropout,
         }
+    if kind in ENCODER_DECODERS:
+        return config | t5_fields(model)
     config |= {
         "num_hidden_layers": model.num_layers,
         "hidden_size": model.dim,
@@ -171,6 +211,37 @@ def config_of(model: ModelSpec, *, dtype: str) -> dict[str, Any]:
                 "mlp_only_layers": list(range(model.moe.num_dense_layers)),
             }
     return config
+
+
+def t5_fields(model: ModelSpec) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "d_model": model.dim,
+        "d_kv": model.head_dim,
+        "d_ff": model.ffn_dim,
+        "num_layers": model.num_encoder_layers,
+        "num_decoder_layers": model.num_layers,
+        "num_heads": model.num_heads,
+        "n_positions": model.max_seq_len,
+        "dropout_rate": model.dropout,
+        "layer_norm_epsilon": model.norm_eps,
+        "is_encoder_decoder": True,
+        "pad_token_id": 0,
+        "decoder_start_token_id": 0,
+    }
+    moe = model.moe
+    if moe is None:
+        return fields | {"feed_forward_proj": "relu"}
+    assert moe.capacity_factor is not None
+    even = model.max_seq_len / moe.num_experts
+    return fields | {
+        "dense_act_fn": "relu",
+        "num_experts": moe.num_experts,
+        "expert_capacity": ceil(moe.capacity_factor * even),
+        "num_sparse_encoder_layers": model.num_encoder_layers // moe.layer_period,
+        "num_sparse_decoder_layers": model.num_layers // moe.layer_period,
+        "router_aux_loss_coef": moe.aux_loss,
+        "router_z_loss_coef": moe.z_loss,
+    }
 
 
 def deepseek_fields(model: ModelSpec) -> dict[str, Any]:

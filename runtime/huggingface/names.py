@@ -12,9 +12,9 @@ Imports no torch: a launch asks before any process starts.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from parctl.recipes.parameters import is_sparse
+from parctl.recipes.parameters import RELATIVE_BUCKETS, is_sparse
 from parctl.recipes.spec import MlaSpec, ModelSpec
-from parctl.runtime.huggingface.config import architecture
+from parctl.runtime.huggingface.config import ENCODER_DECODERS, architecture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +59,12 @@ class Weight:
 
 def weights(model: ModelSpec) -> Iterator[Weight]:
     """Yield every tensor of a model. Raises UsageError for a model that Hugging Face lacks."""
-    if architecture(model) == "gpt2":
+    kind = architecture(model)
+    if kind == "gpt2":
         yield from gpt2(model)
+        return
+    if kind in ENCODER_DECODERS:
+        yield from t5(model)
         return
     dim = model.dim
     yield Weight(
@@ -218,3 +222,67 @@ def transposed(
         part=part,
     )
     yield Weight(name=f"{name}.bias", shape=(out,), keys=(f"{key}.bias",), part=part)
+
+
+def t5(model: ModelSpec) -> Iterator[Weight]:
+    """T5 and Switch: what is one block here is a list of sub-layers there."""
+    yield Weight(
+        name="embedding.weight", shape=(model.vocab_size, model.dim), keys=("shared.weight",)
+    )
+    yield from t5_stack(model, "encoder.", "encoder.", model.num_encoder_layers, reads_memory=False)
+    yield from t5_stack(model, "", "decoder.", model.num_layers, reads_memory=True)
+
+
+def t5_stack(
+    model: ModelSpec, ours: str, theirs: str, num_layers: int, *, reads_memory: bool
+) -> Iterator[Weight]:
+    dim = model.dim
+    yield Weight(
+        name=f"{ours}relative_bias.weight",
+        shape=(RELATIVE_BUCKETS, model.num_heads),
+        keys=(f"{theirs}block.0.layer.0.SelfAttention.relative_attention_bias.weight",),
+    )
+    attentions = [("attention", "SelfAttention")]
+    if reads_memory:
+        attentions.append(("cross", "EncDecAttention"))
+    for layer in range(num_layers):
+        block, place = f"{ours}blocks.{layer}.", f"{theirs}block.{layer}.layer."
+        for index, (name, key) in enumerate(attentions):
+            yield t5_norm(f"{block}{name}_norm", f"{place}{index}.layer_norm", dim)
+            module = name if name == "attention" else f"{name}_attention"
+            queries = model.num_heads * model.head_dim
+            for linear_name, linear_key in (("wq", "q"), ("wk", "k"), ("wv", "v")):
+                yield from linear(
+                    f"{block}{module}.{linear_name}",
+                    f"{place}{index}.{key}.{linear_key}",
+                    queries,
+                    dim,
+                )
+            yield from linear(f"{block}{module}.wo", f"{place}{index}.{key}.o", dim, queries)
+        last = f"{place}{len(attentions)}."
+        yield t5_norm(f"{block}feed_forward_norm", f"{last}layer_norm", dim)
+        if is_sparse(model, layer):
+            yield from t5_experts(model, f"{block}moe.", f"{last}mlp.")
+        else:
+            mlp_key = f"{last}{'DenseReluDense' if model.moe is None else 'mlp'}."
+            yield from linear(f"{block}feed_forward.w_up", f"{mlp_key}wi", model.ffn_dim, dim)
+            yield from linear(f"{block}feed_forward.w_down", f"{mlp_key}wo", dim, model.ffn_dim)
+    yield t5_norm(f"{ours}final_norm", f"{theirs}final_layer_norm", dim)
+
+
+def t5_norm(name: str, key: str, dim: int) -> Weight:
+    return Weight(name=f"{name}.weight", shape=(dim,), keys=(f"{key}.weight",))
+
+
+def t5_experts(model: ModelSpec, ours: str, theirs: str) -> Iterator[Weight]:
+    assert model.moe
+    count, dim, width = model.moe.num_experts, model.dim, model.moe.expert_ffn_dim
+    yield Weight(
+        name=f"{ours}router.weight", shape=(count, dim), keys=(f"{theirs}router.classifier.weight",)
+    )
+    for name, key, shape in (("w_up", "wi", (width, dim)), ("w_down", "wo", (dim, width))):
+        yield Weight(
+            name=f"{ours}experts.{name}",
+            shape=(count, *shape),
+            keys=tuple(f"{theirs}experts.expert_{expert}.{key}.weight" for expert in range(count)),
+        )

@@ -1,11 +1,11 @@
-"""Self-attention: grouped key and value heads (2305.13245), normalised queries and keys (Qwen3).
+"""Attention: grouped key and value heads (2305.13245), normalised queries and keys (Qwen3).
 
 A module projects, and a `Kernel` mixes values: on one device here, over a cp group in
 `runtime.parallel.context_parallel`. Multi-head latent attention
 (`runtime.model.latent_attention`) projects otherwise and mixes alike.
 
-Shapes: B batch, S tokens held here, T tokens of the whole sequence, D dim, N query heads, K
-key/value heads, H head_dim. Under tensor parallelism N and K count this rank's heads.
+Shapes: B batch, S tokens held here, T tokens of the whole sequence, M tokens of an encoder, D dim,
+N query heads, K key/value heads, H head_dim. Under tensor parallelism N and K count this rank's.
 """
 
 from typing import Protocol
@@ -35,8 +35,8 @@ class Kernel(Protocol):
 class LocalKernel:
     """Attention over tokens that are all here, by torch's fused kernels."""
 
-    def __init__(self, *, causal: bool) -> None:
-        self._causal = causal
+    def __init__(self, *, causal: bool, scale: float | None = None) -> None:
+        self._causal, self._scale = causal, scale  # of the products; None: 1 / sqrt(head_dim)
 
     def mask(self, documents_BT: Tensor | None) -> Tensor | None:
         """Return `[B, 1, T, T]`: true where a query (row) sees a key."""
@@ -58,9 +58,22 @@ class LocalKernel:
             v_BSKH = F.pad(v_BSKH, (0, missing))
         q, k, v = (x.transpose(1, 2) for x in (q_BSNH, k_BSKH, v_BSKH))
         out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=self._causal and mask is None
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=self._causal and mask is None,
+            scale=self._scale,
         )
         return out.transpose(1, 2)[..., :value_dim]
+
+
+def local_kernel(model: ModelSpec) -> LocalKernel:
+    """With relative positions, the mask holds their bias and what is not seen."""
+    if model.positions == "relative":
+        return LocalKernel(causal=False, scale=1.0)
+    return LocalKernel(causal=model.causal)
 
 
 class SelfAttention(nn.Module):
@@ -72,7 +85,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.dropout = model.dropout
         self.enter: Exchange = nothing
-        self.kernel: Kernel = LocalKernel(causal=model.causal)
+        self.kernel: Kernel = local_kernel(model)
 
     def forward(
         self, x_BSD: Tensor, rotation: Rotation | None, mask: Tensor | None = None
@@ -104,13 +117,20 @@ class Attention(SelfAttention):
         self.k_norm = RmsNorm(model.head_dim, model.norm_eps) if model.qk_norm else None
 
     def forward(
-        self, x_BSD: Tensor, rotation: Rotation | None, mask: Tensor | None = None
+        self,
+        x_BSD: Tensor,
+        rotation: Rotation | None,
+        mask: Tensor | None = None,
+        memory_BMD: Tensor | None = None,
     ) -> Tensor:
+        """Take keys and values from `memory_BMD` where it is given; it has been entered already."""
         x_BSD = self.enter(x_BSD)
         batch, num_tokens, _ = x_BSD.shape
+        source_BMD = x_BSD if memory_BMD is None else memory_BMD
+        num_keys = source_BMD.shape[1]
         q_BSNH = self.wq(x_BSD).view(batch, num_tokens, -1, self.head_dim)
-        k_BSKH = self.wk(x_BSD).view(batch, num_tokens, -1, self.head_dim)
-        v_BSKH = self.wv(x_BSD).view(batch, num_tokens, -1, self.head_dim)
+        k_BSKH = self.wk(source_BMD).view(batch, num_keys, -1, self.head_dim)
+        v_BSKH = self.wv(source_BMD).view(batch, num_keys, -1, self.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
             q_BSNH, k_BSKH = self.q_norm(q_BSNH), self.k_norm(k_BSKH)
         if rotation is not None:

@@ -10,9 +10,17 @@ equal work in every round of a ring.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class TokenPlaces(Protocol):
+    """Knows where the tokens of a pass stand in their sequences."""
+
+    def positions(self, num_tokens: int, device: torch.device) -> Tensor:
+        """Return the position `[S]` of each of the `num_tokens` tokens held here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,9 @@
-"""The decoder-only transformer of the Llama and GPT families, as its shape (`ModelSpec`) says.
+"""The transformer of the Llama, GPT and T5 families, as its shape (`ModelSpec`) says.
 
     tokens -> embedding (+ learned positions) -> blocks -> final norm -> head -> logits
     block:  x + attention(norm(x)), then x + feed_forward(norm(x))
             (parallel: x + attention(norm(x)) + feed_forward(norm(x)))
+            (with an encoder, between the two: x + cross_attention(norm(x), memory))
 
 A pipeline stage is the same module with some of its parts (`Part`), under the same names.
 
@@ -14,7 +15,7 @@ Shapes: B batch, S sequence, D dim, F ffn_dim, V vocabulary. Under SP the stream
 `enter` holds S/tp tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -26,16 +27,18 @@ from torch.nn import functional as F
 from parctl.recipes.parameters import is_sparse
 from parctl.recipes.spec import ModelSpec
 from parctl.runtime.execution.streams import side_by_side
-from parctl.runtime.model.attention import Attention, Kernel, LocalKernel
+from parctl.runtime.model.attention import Attention, Kernel, local_kernel
 from parctl.runtime.model.dropout import Dropout
+from parctl.runtime.model.encoder import Encoder
 from parctl.runtime.model.feed_forward import FeedForward
 from parctl.runtime.model.latent_attention import LatentAttention
 from parctl.runtime.model.linear import Exchange, Linear, local, nothing
 from parctl.runtime.model.moe import Moe
 from parctl.runtime.model.multi_token import TokenAhead
 from parctl.runtime.model.norm import Norm
+from parctl.runtime.model.relative import RelativeBias
 from parctl.runtime.model.rope import Rotation, rotation
-from parctl.runtime.model.sequence import WHOLE, SequencePart
+from parctl.runtime.model.sequence import WHOLE, TokenPlaces
 from parctl.runtime.model.vision import PatchEmbedding
 
 
@@ -77,21 +80,33 @@ class Positions(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then an MLP, or experts (`moe`) in the place of `feed_forward`."""
+    """Attention, then an MLP, or experts (`moe`) in the place of `feed_forward`.
 
-    def __init__(self, model: ModelSpec, *, sparse: bool) -> None:
+    `reads_memory`: between them, attention to what an encoder has made.
+    """
+
+    def __init__(self, model: ModelSpec, *, sparse: bool, reads_memory: bool = False) -> None:
         super().__init__()
         self.attention_norm = Norm(model)
         self.attention = Attention(model) if model.mla is None else LatentAttention(model)
+        self.cross_norm = Norm(model) if reads_memory else None
+        self.cross_attention = Attention(model) if reads_memory else None
         self.feed_forward_norm = Norm(model)
         self.feed_forward = None if sparse else FeedForward(model, model.ffn_dim)
         self.moe = Moe(model) if sparse else None
         self.dropout = Dropout(model.dropout)
 
     def forward(
-        self, x_BSD: Tensor, rotation: Rotation | None, mask: Tensor | None = None
+        self,
+        x_BSD: Tensor,
+        rotation: Rotation | None,
+        mask: Tensor | None = None,
+        memory_BMD: Tensor | None = None,
     ) -> Tensor:
         x_BSD = x_BSD + self.dropout(self.attention(self.attention_norm(x_BSD), rotation, mask))
+        if self.cross_norm is not None and self.cross_attention is not None:
+            h_BSD = self.cross_attention(self.cross_norm(x_BSD), None, None, memory_BMD)
+            x_BSD = x_BSD + self.dropout(h_BSD)
         feed_forward = self.moe if self.feed_forward is None else self.feed_forward
         assert feed_forward is not None
         out: Tensor = x_BSD + self.dropout(feed_forward(self.feed_forward_norm(x_BSD)))
@@ -114,7 +129,11 @@ class ParallelBlock(Block):
         del self.feed_forward_norm
 
     def forward(
-        self, x_BSD: Tensor, rotation: Rotation | None, mask: Tensor | None = None
+        self,
+        x_BSD: Tensor,
+        rotation: Rotation | None,
+        mask: Tensor | None = None,
+        memory_BMD: Tensor | None = None,
     ) -> Tensor:
         h_BSD = self.enter(self.attention_norm(x_BSD))
         branches: list[Callable[[Tensor], Tensor]] = []
@@ -144,6 +163,15 @@ def shares_embedding(model: ModelSpec) -> bool:
     return model.tied_embeddings or model.num_mtp_layers > 0
 
 
+def make_blocks(
+    model: ModelSpec, layers: Iterable[int], block_type: Callable[..., Block] = Block
+) -> nn.ModuleDict:
+    """Return a block for each of `layers`, by its number."""
+    return nn.ModuleDict(
+        {str(layer): block_type(model, sparse=is_sparse(model, layer)) for layer in layers}
+    )
+
+
 class Transformer(nn.Module):
     """Maps tokens `[B, S]` to logits `[B, S, V]`. Under TP, V is this rank's part of them.
 
@@ -153,7 +181,7 @@ class Transformer(nn.Module):
     """
 
     stream_shards = 1  # how many TP ranks share the tokens of the stream (SP)
-    sequence: SequencePart = WHOLE  # the tokens that this cp rank holds
+    sequence: TokenPlaces = WHOLE  # the tokens that this cp rank holds
     mtp_loss = 0.0  # weight of multi-token prediction beside the loss of the next token
     # how the data axes accumulate (`runtime.parallel.data_parallel`)
     gathers_once = False  # parameters stay whole from a step's first forward to its last backward
@@ -170,13 +198,14 @@ class Transformer(nn.Module):
         self.embedding = kind(model) if has_embedding else None
         self.positions = Positions(model) if first and model.positions == "learned" else None
         self.dropout = Dropout(model.dropout)
-        block_type = ParallelBlock if model.parallel_blocks else Block
-        self.blocks = nn.ModuleDict(
-            {
-                str(layer): block_type(model, sparse=is_sparse(model, layer))
-                for layer in self.part.layers
-            }
-        )
+        relative = model.positions == "relative"
+        self.relative_bias = RelativeBias(model, causal=model.causal) if relative else None
+        self.encoder = None
+        block_type: Callable[..., Block] = ParallelBlock if model.parallel_blocks else Block
+        if model.num_encoder_layers:
+            self.encoder = Encoder(model, make_blocks(model, range(model.num_encoder_layers)))
+            block_type = partial(Block, reads_memory=True)
+        self.blocks = make_blocks(model, self.part.layers, block_type)
         self.final_norm = Norm(model) if last else None
         self.mtp = nn.ModuleDict(
             {
@@ -184,7 +213,8 @@ class Transformer(nn.Module):
                 for depth in range(model.num_mtp_layers if last else 0)
             }
         )
-        self.kernel: Kernel = LocalKernel(causal=model.causal)
+        self.kernel: Kernel = local_kernel(model)
+        self.enter_memory: Exchange = nothing
         self.enter_head: Exchange = nothing
         has_bias = model.vision is not None
         self.head = Linear(model.dim, self.num_logits, bias=has_bias) if last else None
@@ -211,11 +241,20 @@ class Transformer(nn.Module):
 
     def all_blocks(self) -> list[nn.Module]:
         """Return the blocks of the layers, then those of multi-token prediction."""
-        ahead = [cast(nn.Module, module.block) for module in self.mtp.values()]
-        return [*self.blocks.values(), *ahead]
+        layers = [block for stack in self.stacks() for block in stack.values()]
+        return [*layers, *(cast(nn.Module, module.block) for module in self.mtp.values())]
+
+    def stacks(self) -> list[nn.ModuleDict]:
+        """Return the blocks by layer, those of an encoder before those of the decoder."""
+        return [self.blocks] if self.encoder is None else [self.encoder.blocks, self.blocks]
 
     def forward(
-        self, x: Tensor, *, documents: Tensor | None = None, following: Tensor | None = None
+        self,
+        x: Tensor,
+        *,
+        documents: Tensor | None = None,
+        following: Tensor | None = None,
+        source: Tensor | None = None,
     ) -> Tensor:
         """`x` is tokens `[B, S]` in the first stage, the stream `[B, S, D]` in the others.
 
@@ -225,23 +264,34 @@ class Transformer(nn.Module):
         The other arguments are equal for all stages: those of `MicroBatch.context()`. `documents`
         `[B, T]` numbers the document of every token of the whole sequence, here or on other cp
         ranks; without it a token sees across borders. `following` `[B, S, 1 + K]` holds the tokens
-        after each, which multi-token prediction reads.
+        after each, which multi-token prediction reads. `source` `[B, S]` is what an encoder reads.
         """
         num_tokens = self.num_tokens(x) if self.part.first else x.shape[1] * self.stream_shards
         positions_S = self.sequence.positions(num_tokens, x.device)
-        x_BSD = self.embed(x, positions_S) if self.part.first else x
+        memory_BMD = None
+        if self.encoder is not None:
+            assert source is not None
+            # one look-up of both: FSDP gathers the table for it once
+            source_BSD, x_BSD = self.embed(torch.cat((source, x)), positions_S).chunk(2)
+            memory_BMD = self.enter_memory(self.dropout(self.encoder(source_BSD, num_tokens)))
+        else:
+            x_BSD = self.embed(x, positions_S) if self.part.first else x
         turn = None
         if self.model.positions == "rope":
             dtype = torch.promote_types(x_BSD.dtype, torch.float32)
             turn = rotation(self.model, positions_S, dtype)
         mask = self.kernel.mask(documents)
+        if self.relative_bias is not None:
+            mask = self.relative_bias(num_tokens)
         for block in self.blocks.values():
-            x_BSD = block(x_BSD, turn, mask)
+            x_BSD = block(x_BSD, turn, mask, memory_BMD)
         if self.head is None:
             return x_BSD
         h_BSD = cast(Norm, self.final_norm)(x_BSD)
         if self.model.vision is not None:
             h_BSD = h_BSD[:, 0]  # the class token's
+        elif self.relative_bias is not None and self.model.tied_embeddings:
+            h_BSD = h_BSD * self.model.dim**-0.5  # T5: what embeds is too large to predict with
         logits_BSV: Tensor = self.head(self.enter_head(h_BSD))
         if not self.mtp or not self.training:
             return logits_BSV

@@ -87,7 +87,8 @@ def units(model: Transformer) -> list[tuple[Any, bool]]:
     The backward pass begins where the forward pass ends, so freeing the head would be in vain. A
     head tied to the embedding must be gathered together with it: both stay in the model's own unit.
     """
-    parts: list[tuple[Any, bool]] = [(block, True) for block in model.blocks.values()]
+    layers = [block for stack in model.stacks() for block in stack.values()]
+    parts: list[tuple[Any, bool]] = [(block, True) for block in layers]
     parts += [(module, True) for module in model.mtp.values()]
     if not shares_embedding(model.model):
         if model.embedding is not None:

@@ -37,7 +37,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import Placement
 
 from parctl.planner.expert_placement import expert_order
-from parctl.recipes.spec import ParallelismSpec, TrainSpec
+from parctl.recipes.spec import ParallelismSpec
 from parctl.runtime.model.linear import Exchange
 from parctl.runtime.model.moe import Experts, Moe, place_rows
 from parctl.runtime.model.sequence import SequencePart
@@ -66,16 +66,21 @@ EXPERT, FFN_DIM, DIM = (
 
 
 def apply(
-    model: Transformer, parallelism: ParallelismSpec, train: TrainSpec, mesh: RankMesh
+    model: Transformer,
+    parallelism: ParallelismSpec,
+    mesh: RankMesh,
+    *,
+    tokens_per_step: int = 1,
 ) -> frozenset[str]:
     """Split the experts and place the exchanges, in place, on the meta device.
 
+    `tokens_per_step` divides the balance losses of training.
     Returns the names of parameters whose gradient is to be summed over tp.
     """
     summed = set()
     for name, moe in experts_of(model):
         moe.router.token_groups = tuple(token_groups(mesh, sp=parallelism.sp))
-        moe.router.tokens_per_step = train.global_batch * train.seq_len
+        moe.router.tokens_per_step = tokens_per_step
         place_capacity(moe, mesh, parallelism)
         place_exchanges(moe, mesh, sp=parallelism.sp)
         split_experts(moe.experts, mesh)

@@ -106,7 +106,9 @@ class ParallelModel:
         model, world = self.stages[0].model, self.mesh.devices.size()
         num_holders = world // (self.mesh.sizes["pp"] * self.mesh.sizes["operator"])
         num_sparse = model.num_mtp_layers + sum(
-            is_sparse(model, layer) for layer in range(model.num_layers)
+            is_sparse(model, layer)
+            for num_layers in (model.num_layers, model.num_encoder_layers)
+            for layer in range(num_layers)
         )
         routers = [
             moe.router for stage in self.stages for _, moe in expert_parallel.experts_of(stage)
@@ -192,7 +194,9 @@ def build_stage(
     dtype = torch.float64 if train.precision == "fp64" else torch.float32
     with torch.device("meta"):
         stage = Transformer(model, part).to(dtype)
-    summed = expert_parallel.apply(stage, parallelism, train, mesh)
+    summed = expert_parallel.apply(
+        stage, parallelism, mesh, tokens_per_step=train.global_batch * train.seq_len
+    )
     tp = mesh.axis("tp")
     if tp is not None:
         summed |= tensor_parallel.apply(stage, tp, sequence_parallel=parallelism.sp)

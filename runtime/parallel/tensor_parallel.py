@@ -36,6 +36,7 @@ from parctl.runtime.model.dropout import Dropout
 from parctl.runtime.model.feed_forward import FeedForward
 from parctl.runtime.model.latent_attention import LatentAttention
 from parctl.runtime.model.linear import Exchange, Linear
+from parctl.runtime.model.relative import RelativeBias
 from parctl.runtime.model.transformer import Block, Embedding, Positions, Transformer
 from parctl.runtime.parallel.collectives import Copy, Gather, Reduce, Scatter
 
@@ -73,7 +74,7 @@ def apply(model: Transformer, tp: DeviceMesh, *, sequence_parallel: bool) -> fro
         split_embedding(model.embedding, tp, leave)
     if model.head is not None:
         split(model.head, tp, OUTPUTS)
-    model.enter_head = enter
+    model.enter_head = model.enter_memory = enter
     model.tie()
     shared_heads = model.model.num_kv_heads % tp.size() != 0
     for block in model.all_blocks():
@@ -83,9 +84,15 @@ def apply(model: Transformer, tp: DeviceMesh, *, sequence_parallel: bool) -> fro
             split_latent_attention(block.attention, tp, leave)
         else:
             split_attention(block.attention, tp, leave, shared_heads=shared_heads)
+        if block.cross_attention is not None:
+            block.cross_attention.enter = enter
+            split_attention(block.cross_attention, tp, leave, shared_heads=shared_heads)
         feed_forward = block.feed_forward if block.moe is None else block.moe.shared
         if feed_forward is not None:
             split_feed_forward(feed_forward, tp, enter, leave)
+    for module in model.modules():
+        if isinstance(module, RelativeBias):
+            set_parameter(module, "weight", distribute_tensor(module.weight.data, tp, [Shard(1)]))
     make_whole(model, tp)
     if sequence_parallel:
         split_sequence(model, tp)

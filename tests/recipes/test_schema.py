@@ -11,7 +11,15 @@ import pytest
 import yaml
 
 from parctl.cli.main import run
-from parctl.recipes import model_schema, placement_schema, schema, spec
+from parctl.recipes import (
+    kubernetes_schema,
+    kubernetes_spec,
+    launch_schema,
+    model_schema,
+    placement_schema,
+    schema,
+    spec,
+)
 from parctl.recipes.json_schema import form_pattern, recipe_json_schema
 from parctl.recipes.reference import write_reference
 from parctl.recipes.shipped import shipped_recipes
@@ -28,8 +36,11 @@ DOCS = Path(__file__).parents[2] / "docs" / "recipes.md"
         (schema.DataFields, spec.DataSpec, set(), set()),
         (schema.CheckpointFields, spec.CheckpointSpec, set(), set()),
         (schema.ScriptFields, spec.ScriptSpec, {"axes"}, set()),
-        (schema.SecretFields, spec.SecretSpec, set(), set()),
-        (schema.LaunchFields, spec.LaunchSpec, set(), set()),
+        (launch_schema.SecretFields, spec.SecretSpec, set(), set()),
+        (launch_schema.LaunchFields, spec.LaunchSpec, set(), set()),
+        (kubernetes_schema.KubernetesFields, kubernetes_spec.KubernetesSpec, set(), set()),
+        (kubernetes_schema.VolumeFields, kubernetes_spec.VolumeSpec, set(), set()),
+        (kubernetes_schema.TolerationFields, kubernetes_spec.TolerationSpec, set(), set()),
         (placement_schema.PlacementFields, spec.PlacementSpec, set(), set()),
         (
             schema.ParallelismFields,
@@ -53,7 +64,7 @@ def test_what_people_write_has_the_names_of_what_code_reads(
 
 
 def test_every_field_says_what_it_means_and_has_an_example() -> None:
-    for module in (schema, model_schema):
+    for module in (schema, model_schema, launch_schema, kubernetes_schema):
         for name, fields in vars(module).items():
             if name.endswith("Fields") and name != "Fields":
                 for key, info in fields.model_fields.items():

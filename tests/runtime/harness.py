@@ -1,5 +1,7 @@
 """Run ranks as forks of the test process: torch is imported once, a rank starts in milliseconds.
 
+Trainings that must succeed run on ranks that stay (`tests.runtime.standing`).
+
 The parent must stay free of threads, so it never computes with torch; even one-process references
 run in a fork. A rank that raises makes the harness end the others and show the first cause.
 """
@@ -12,12 +14,14 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from tests.runtime.standing import Crew
 
 from parctl.planner.plan import Plan
 from parctl.runtime.worker import run_rank
@@ -49,10 +53,7 @@ def fork_ranks(
     `while_running` is called once with the pids, for tests that send signals.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as reserved:  # kept, never listening: nobody else is given this port
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.bind(("127.0.0.1", 0))
-        port = reserved.getsockname()[1]
+    with reserved_port() as port:
         pids = []
         for rank in range(world_size):
             sys.stdout.flush()
@@ -67,6 +68,15 @@ def fork_ranks(
             while_running(pids)
         codes = wait(pids, timeout_s)
     return [read_result(rank, code, directory) for rank, code in enumerate(codes)]
+
+
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """Bind a port and never listen there: nobody else is given it, and rank 0 still may."""
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        yield reserved.getsockname()[1]
 
 
 def rank_environment(rank: int, world_size: int, port: int, directory: Path) -> dict[str, str]:
@@ -173,12 +183,35 @@ def run_plan(
 
 
 def train_to_end(plan: Plan, run_dir: Path) -> list[dict[str, Any]]:
-    """Run a plan, which must succeed, and return its metrics."""
-    codes = run_plan(plan, run_dir)
-    if any(codes):
+    """Run a plan on ranks that stay. It must succeed; return its metrics."""
+    codes = run_on_crew(plan, run_dir)
+    if codes is None or any(codes):
+        codes = codes or [1] * plan.layout.world_size
         logs = [(run_dir / f"rank-{rank}.log").read_text() for rank in range(len(codes))]
         raise AssertionError(f"exit codes {codes}\n" + "\n".join(logs))
     return read_metrics(run_dir)
+
+
+CREWS: dict[int, Crew] = {}  # by world size
+
+
+def run_on_crew(plan: Plan, run_dir: Path, timeout_s: float = 60.0) -> list[int] | None:
+    """Run a plan through the real worker. Returns all exit codes; None when one is missing."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    plan_path = run_dir / "plan.json"
+    plan_path.write_text(json.dumps(plan.to_json()))
+    world_size = plan.layout.world_size
+    if world_size not in CREWS:
+        CREWS[world_size] = Crew(world_size)
+    with reserved_port() as port:
+        # in the order of the layout: a process has the same rank of torch's in every run
+        environments = [
+            rank_environment(rank, world_size, port, run_dir) for rank in plan.layout.ranks
+        ]
+        codes = CREWS[world_size].run(plan_path, run_dir, environments, timeout_s)
+    if codes is None or any(codes):
+        CREWS.pop(world_size).dismiss()
+    return codes
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -121,6 +121,12 @@ MODELS = {
     "deepseek x ulysses": ("deepseek-v3", "CP2@ulysses+FSDP2+EP2", ()),
     "deepseek x mtp": ("deepseek-v3", "PP2+FSDP2+EP2", ("model.num_mtp_layers=1",)),
     "vit": ("tiny-vit", "FSDP2+TP2", ()),
+    "switch": ("switch-base-8", "DP2+TP2+EP2", ()),
+    "switch with sp": ("switch-base-8", "FSDP2+TP2+SP+EP2", ()),
+    "switch x zero2": ("switch-base-8", "ZERO22", ("model.tied_embeddings=false",)),
+    "switch x partitioned": ("switch-base-8", "TP2+FSDP2", ("train.recompute=partitioned",)),
+    "switch x selective": ("switch-base-8", "HSDP2x2+TP2", ("train.recompute=selective",)),
+    "t5": ("switch-base-8", "FSDP2+TP2+SP", ("model.moe=null",)),
 }
 
 

@@ -81,6 +81,23 @@ MODELS: dict[str, ModelSpec] = {
         ),
     ),
 }
+T5 = replace(
+    LLAMA,
+    name="test-t5",
+    family="t5",
+    num_kv_heads=4,
+    norm_eps=1e-6,
+    activation="relu",
+    positions="relative",
+    tied_embeddings=True,
+    num_encoder_layers=2,
+)
+MODELS["t5"] = T5
+MODELS["switch"] = replace(
+    T5,
+    max_seq_len=8,
+    moe=replace(MOE, num_experts=4, top_k=1, capacity_factor=1.5, layer_period=2, aux_loss=0.001),
+)
 TOKENS = [[1, 7, 42, 255, 0, 3, 3, 99], [5, 6, 7, 8, 9, 10, 11, 12]]
 
 
@@ -93,15 +110,20 @@ def trained(text: Path, run_dir: Path, model: ModelSpec, axes: Mapping[str, int]
 
 
 def their_logits(folder: Path) -> list[Any]:
-    """Logits of `transformers`, in float32."""
-    from transformers import AutoModelForCausalLM
+    """Logits of `transformers`, in float32. An encoder reads the tokens backwards."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    model, told = AutoModelForCausalLM.from_pretrained(
+    pairs = AutoConfig.from_pretrained(folder).is_encoder_decoder
+    kind = AutoModelForSeq2SeqLM if pairs else AutoModelForCausalLM
+    model, told = kind.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     assert not any(told.values()), told
+    tokens = torch.tensor(TOKENS)
+    inputs = {"input_ids": tokens.flip(1), "decoder_input_ids": tokens}
     with torch.no_grad():
-        logits: list[Any] = model.eval()(torch.tensor(TOKENS)).logits.tolist()
+        out = model.eval()(**inputs) if pairs else model.eval()(tokens)
+    logits: list[Any] = out.logits.tolist()
     return logits
 
 
@@ -109,8 +131,10 @@ def our_logits(checkpoints: Path, model: ModelSpec) -> list[Any]:
     (newest,) = checkpoints.glob("step-*")
     ours = Transformer(model)
     ours.load_state_dict(read(newest, weights(model), torch.float32), strict=False)
+    tokens = torch.tensor(TOKENS)
+    source = {"source": tokens.flip(1)} if model.num_encoder_layers else {}
     with torch.no_grad():
-        logits: list[Any] = ours.eval()(torch.tensor(TOKENS)).tolist()
+        logits: list[Any] = ours.eval()(tokens, **source).tolist()
     return logits
 
 
@@ -181,6 +205,7 @@ WAYS_BACK: dict[str, tuple[str, dict[str, int], dict[str, Any]]] = {
     "tied llama, pp2": ("tied llama", {"pp": 2}, {}),
     "gpt2, tp2": ("gpt2", {"tp": 2}, {}),
     "mixtral, fsdp2 with ep2": ("mixtral", {"fsdp": 2}, {"spec": {"ep": 2}}),
+    "switch, fsdp2 with ep2": ("switch", {"fsdp": 2}, {"spec": {"ep": 2}}),
     "deepseek-v3, dp2 x tp2 with ep2": (
         "deepseek-v3",
         {"dp": 2, "tp": 2},

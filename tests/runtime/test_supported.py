@@ -14,6 +14,8 @@ from parctl.errors import NotBuiltError, UsageError
 from parctl.recipes.spec import Recipe
 from parctl.runtime.supported import refuse_unbuilt
 
+ENCODER = {"family": "t5", "num_encoder_layers": 2, "positions": "relative"}
+
 
 def recipe(**changes: Any) -> Recipe:
     """A recipe that runs, with changes to its parts."""
@@ -45,8 +47,14 @@ def test_scripts_are_the_users_own() -> None:
 @pytest.mark.parametrize(
     ("changes", "axes", "named"),
     [
-        ({"model": {"family": "t5"}}, {}, "model family t5"),
-        ({"model": {"positions": "relative"}}, {}, "model with relative positions"),
+        ({"model": ENCODER | {"positions": "rope"}}, {}, "an encoder and rope positions"),
+        ({"model": ENCODER}, {"pp": 2}, "PP of an encoder and its decoder"),
+        ({"model": ENCODER}, {"cp": 2}, "CP with relative positions"),
+        (
+            {"model": ENCODER, "data": {"document_mask": True}},
+            {},
+            "data.document_mask with an encoder",
+        ),
         ({"train": {"precision": "fp16"}}, {}, "train.precision fp16"),
         ({"checkpoint": {"dir": "s3://bucket/x"}}, {}, "checkpoint.dir s3://bucket/x"),
         ({"task": "serve"}, {}, "task serve"),

@@ -12,7 +12,7 @@ from parctl.planner.time.constants import FITTED
 from parctl.planner.time.job import ALL, Repeated
 from parctl.planner.time.rates import held_share, rates
 from parctl.recipes.presets import model_preset
-from parctl.topology.products import find_product
+from parctl.topology.products import find_product, product_named
 
 
 def test_the_products_of_all_layers_and_the_head_are_the_models_matmul_parameters() -> None:
@@ -89,11 +89,12 @@ def test_experts_wait_for_their_host_unless_the_step_is_a_graph() -> None:
 
 
 def test_a_board_of_fewer_watts_holds_less_of_its_peak() -> None:
-    assert held_share("h100", 989e12, FITTED) == 1.0
-    share = held_share("h100-500w", 989e12, FITTED)
+    h100, h20, l40s = (product_named(name) for name in ("h100", "h20", "l40s"))
+    assert held_share(h100, FITTED) == held_share(l40s, FITTED) == 1.0
+    share = held_share(replace(h100, watts=500.0), FITTED)
     assert share == pytest.approx((500 / 700) ** FITTED.power)
     # a peak that was cut on purpose leaves power to spare, which does not lift it
-    assert held_share("h20", 148e12, FITTED) == pytest.approx(1.2**FITTED.power)
+    assert held_share(h20, FITTED) == pytest.approx(1.2**FITTED.power)
 
 
 def test_a_device_without_float8_multiplies_in_bf16() -> None:

@@ -93,7 +93,7 @@ def test_a_pipeline_waits_and_its_last_stage_has_the_head() -> None:
     time = step_time(split)
     assert time.compute > step_time(job(num_micro_batches=16)).compute / 4
     assert 0.1 < time.bubble / time.compute < 0.2  # 3 / 16 were stages even
-    closed = step_time(split, simulate=False)
+    closed = step_time(split, wait=even_waiting)
     assert time.total == pytest.approx(closed.total, rel=0.02)
 
 

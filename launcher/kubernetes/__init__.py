@@ -1,0 +1,1 @@
+"""Runs on Kubernetes: a plan as JobSet, Job, RayJob or LeaderWorkerSet, and all that follows."""

@@ -1,0 +1,231 @@
+"""A plan as Kubernetes objects. Pure: no cluster, no `kubernetes` package, the same bytes again.
+
+::
+
+    ConfigMap RUN-plan, RUN-plan-1 ...   the plan, the cluster it was made for, the work folder
+    Service RUN                          headless: the pods' names
+    NetworkPolicy RUN                    only the run's own pods reach its ranks
+    RUN-coordinator                      recovery: coordinator - account, role, Service, Job
+    Job | JobSet | LeaderWorkerSet RUN   the pods
+
+The workload comes last, so that pods find what they mount.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from parctl.errors import UsageError
+from parctl.launcher.backend import Manifests
+from parctl.launcher.kubernetes import names
+from parctl.launcher.kubernetes.checks import check_plan
+from parctl.launcher.kubernetes.coordinator_objects import coordinator_objects
+from parctl.launcher.kubernetes.names import Object
+from parctl.launcher.kubernetes.payload import WORKDIR, pack
+from parctl.launcher.kubernetes.placement import topology_request
+from parctl.launcher.kubernetes.pod_template import pod_spec
+from parctl.launcher.kubernetes.shapes import ATTEMPT_FIELDS, Shape, leader_host, workload
+from parctl.launcher.run_id import check_run_id
+from parctl.planner.plan import Plan, canonical
+from parctl.recipes.kubernetes_spec import KubernetesSpec
+from parctl.topology.model import Topology
+
+PLAN_FILE = "plan.json"
+TOPOLOGY_FILE = "topology.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where the objects go, and what the launcher knows beside the plan."""
+
+    namespace: str
+    owner: str = ""  # who launches; "": not said
+    queue: str | None = None  # when the recipe names none
+    image: str | None = None  # when the recipe names none
+    has_jobset: bool = True  # what `kind: auto` becomes
+    topology: Topology | None = None  # the cluster that the plan was made for
+    workdir: bytes | None = None  # launch.workdir, as `payload.read_workdir` packs it
+
+
+def render(plan: Plan, run_id: str, target: Target) -> Manifests:
+    """Return every object of a run. UsageError, CannotPlaceError: it cannot run on Kubernetes."""
+    run_id = check_run_id(run_id)
+    spec = plan.recipe.launch.kubernetes or KubernetesSpec()
+    check_plan(plan, spec)
+    shape = shape_of(plan, spec, target)
+    maps = pack(_files(plan, target))
+    payload = [f"{run_id}-plan" + (f"-{number}" if number else "") for number in range(len(maps))]
+    objects: list[Object] = [
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": name, "labels": {names.ROLE: names.PLAN}},
+            "immutable": True,
+            "binaryData": data,
+        }
+        for name, data in zip(payload, maps, strict=True)
+    ]
+    if shape == "job":  # the others bring their own
+        objects.append(_service(run_id))
+    if spec.network_policy and not spec.host_network:
+        objects.append(_network_policy(run_id))
+    leader = leader_host(shape, run_id)
+    if spec.recovery == "coordinator":
+        image = spec.agent_image or _image(plan, target)
+        objects += coordinator_objects(spec, run_id, image=image, payload=payload)
+        leader = names.coordinator_name(run_id)
+    objects.append(_workload(plan, spec, shape, run_id, target, leader, payload))
+    return Manifests(
+        run_id=run_id,
+        backend="kubernetes",
+        plan=plan,
+        documents=tuple(_finished(each, plan, spec, run_id, target) for each in objects),
+    )
+
+
+def shape_of(plan: Plan, spec: KubernetesSpec, target: Target) -> Shape:
+    """What `kind` means for this plan on this cluster."""
+    if spec.kind == "auto" and plan.recipe.task == "serve":
+        return "lws"
+    if spec.kind == "auto":
+        return "jobset" if target.has_jobset else "job"
+    assert spec.kind != "rayjob"
+    return spec.kind
+
+
+def _workload(
+    plan: Plan,
+    spec: KubernetesSpec,
+    shape: Shape,
+    run_id: str,
+    target: Target,
+    leader: str,
+    payload: list[str],
+) -> Object:
+    pod = pod_spec(
+        plan,
+        spec,
+        run_id,
+        image=_image(plan, target),
+        leader=leader,
+        topology=target.topology,
+        attempt_field=ATTEMPT_FIELDS.get(shape) if spec.recovery == "native" else None,
+        payload=payload,
+    )
+    labels = _labels(plan, run_id, target) | {names.ROLE: names.RANKS}
+    template: Object = {"metadata": {"labels": labels}, "spec": pod}
+    queue = plan.recipe.launch.queue or target.queue
+    if queue:
+        request = topology_request(plan, spec, target.topology)
+        if request:
+            template["metadata"]["annotations"] = request
+    template = merge_patch(template, spec.patch.get("Pod", {}))
+    result = workload(shape, plan, run_id, spec.recovery, template)
+    steps = plan.recipe.train.steps if plan.recipe.train else None
+    result["metadata"] = {
+        "name": run_id,
+        "labels": {names.ROLE: names.WORKLOAD} | ({names.QUEUE: queue} if queue else {}),
+        "annotations": {
+            names.PLAN_HASH: plan.hash,
+            names.RECIPE: plan.recipe.name,
+            names.RECOVERY: spec.recovery,
+            names.NUM_RANKS: str(plan.layout.world_size),
+            names.NUM_PODS: str(plan.layout.num_nodes),
+        }
+        | ({} if steps is None else {names.STEPS: str(steps)}),
+    }
+    return result
+
+
+def _finished(
+    each: Object, plan: Plan, spec: KubernetesSpec, run_id: str, target: Target
+) -> Object:
+    """Add what every object has, apply the recipe's patch, and put the keys in the usual order."""
+    metadata = each.get("metadata", {})
+    labels = _labels(plan, run_id, target) | metadata.get("labels", {})
+    result: Object = {
+        "apiVersion": each["apiVersion"],
+        "kind": each["kind"],
+        "metadata": {
+            "name": metadata["name"],
+            "namespace": target.namespace,
+            "labels": labels,
+            **({"annotations": metadata["annotations"]} if "annotations" in metadata else {}),
+        },
+    }
+    result |= {key: value for key, value in each.items() if key not in result}
+    patched: Object = merge_patch(result, spec.patch.get(each["kind"], {}))
+    return patched
+
+
+def _labels(plan: Plan, run_id: str, target: Target) -> dict[str, str]:
+    labels = {
+        "app.kubernetes.io/name": "parctl",
+        "app.kubernetes.io/instance": run_id,
+        "app.kubernetes.io/version": names.label_value(plan.parctl_version),
+        "app.kubernetes.io/component": plan.recipe.task,
+        "app.kubernetes.io/part-of": "parctl",
+        "app.kubernetes.io/managed-by": names.MANAGER,
+        names.RUN: run_id,
+    }
+    return labels | ({names.OWNER: names.label_value(target.owner)} if target.owner else {})
+
+
+def merge_patch(value: Any, patch: Any) -> Any:
+    """Apply a JSON merge patch (RFC 7386): mappings are merged, null removes, the rest replaces."""
+    if not isinstance(patch, Mapping):
+        return patch
+    result = dict(value) if isinstance(value, Mapping) else {}
+    for key, change in patch.items():
+        if change is None:
+            result.pop(key, None)
+        else:
+            result[key] = merge_patch(result.get(key), change)
+    return result
+
+
+def _files(plan: Plan, target: Target) -> dict[str, bytes]:
+    files = {PLAN_FILE: canonical(plan.to_json()).encode()}
+    if target.topology is not None:
+        from parctl.topology.store import topology_to_json
+
+        files[TOPOLOGY_FILE] = json.dumps(topology_to_json(target.topology)).encode()
+    if target.workdir is not None:
+        files[WORKDIR] = target.workdir
+    return files
+
+
+def _image(plan: Plan, target: Target) -> str:
+    image = plan.recipe.launch.image or target.image
+    if image is None:
+        raise UsageError(
+            "no container image: pods need one with Python, torch and parctl",
+            hint="set launch.image, or PARCTL_IMAGE for all recipes",
+        )
+    return image
+
+
+def _service(run_id: str) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": run_id},
+        "spec": {
+            "clusterIP": "None",
+            # ranks find each other before anybody is ready, and finish one by one
+            "publishNotReadyAddresses": True,
+            "selector": {names.RUN: run_id, names.ROLE: names.RANKS},
+            "ports": [{"name": "control", "port": names.CONTROL_PORT}],
+        },
+    }
+
+
+def _network_policy(run_id: str) -> Object:
+    own = {"podSelector": {"matchLabels": {names.RUN: run_id}}}
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": run_id},
+        "spec": {**own, "policyTypes": ["Ingress"], "ingress": [{"from": [own]}]},
+    }

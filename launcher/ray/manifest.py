@@ -1,0 +1,139 @@
+"""What a run on Ray is made of: the settings of its driver, its packages, and the job's request.
+
+Pure: the plan, the id, the installed parctl and the working directory decide every byte. Secrets
+are named, never read: a job's environment can be seen by whoever may list jobs.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parctl.errors import UsageError
+from parctl.launcher.ray.environment import (
+    AT_START,
+    ENVIRONMENT_DEFAULTS,
+    RESERVED,
+    ranks_in_words,
+)
+from parctl.launcher.ray.packages import Package, parctl_package, run_package, workdir_package
+from parctl.planner.plan import Plan
+from parctl.recipes.ray_spec import DEFAULTS
+from parctl.recipes.spec import Recipe, to_json
+
+SCHEMA = 1
+# the shell that Ray starts is replaced, so that Ray's signals reach the driver alone
+ENTRYPOINT = "exec python3 -P -m parctl.launcher.ray.driver"
+SHIPPED = "the directory that was sent along"
+# Ray kills a driver so many seconds after it was told to stop; the driver itself decides sooner
+STOP_WAIT_S = 24 * 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RayManifest:
+    settings: Mapping[str, Any]  # what the driver reads
+    request: Mapping[str, Any]  # the body of POST /api/jobs/
+    packages: tuple[Package, ...]
+
+    def documents(self) -> tuple[Mapping[str, Any], ...]:
+        sent = [{"uri": package.uri, "holds": package.holds} for package in self.packages]
+        job = {"kind": "RayJobRequest", "packages": sent, "body": dict(self.request)}
+        return (self.settings, job)
+
+
+def ray_manifest(plan: Plan, run_id: str, *, storage: str | None) -> RayManifest:
+    """Make all that is sent. UsageError: the recipe asks for what Ray cannot give."""
+    recipe = plan.recipe
+    _refuse_reserved(recipe)
+    _refuse_secrets(recipe)
+    _refuse_unshared(plan, storage)
+    workdir = recipe.launch.workdir or (recipe.script.workdir if recipe.script else None)
+    # a directory that is not here is one of the nodes' own
+    shipped = workdir is not None and Path(workdir).is_dir()
+    settings = _settings(plan, run_id, storage=storage, workdir=SHIPPED if shipped else workdir)
+    packages = [
+        parctl_package(),
+        run_package(json.dumps(plan.to_json()), json.dumps(settings)),
+    ]
+    environment: dict[str, Any] = {
+        "py_modules": [package.uri for package in packages],
+        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+    }
+    if shipped:
+        packages.append(workdir_package(Path(str(workdir))))
+        environment["working_dir"] = packages[-1].uri
+    request = {
+        "entrypoint": ENTRYPOINT,
+        "submission_id": run_id,
+        "runtime_env": environment,
+        "metadata": {
+            "name": recipe.name,
+            "parctl_plan": plan.hash,
+            "parctl_steps": str(recipe.train.steps) if recipe.train else "",
+        },
+    }
+    return RayManifest(settings=settings, request=request, packages=tuple(packages))
+
+
+def _settings(
+    plan: Plan, run_id: str, *, storage: str | None, workdir: str | None
+) -> dict[str, Any]:
+    recipe = plan.recipe
+    return {
+        "schema": SCHEMA,
+        "kind": "RayRun",
+        "run_id": run_id,
+        "name": recipe.name,
+        "plan_hash": plan.hash,
+        "parctl_version": plan.parctl_version,
+        "task": recipe.task,
+        # fork: one process per node imports torch once and forks the ranks; command: every rank is
+        # started by itself
+        "start": "command" if recipe.script else "fork",
+        "command": list(recipe.script.command) if recipe.script else [],
+        "workdir": workdir,
+        "storage": storage,  # where every node keeps the run's files; null: each its own
+        "retries": recipe.launch.retries,
+        "timeout_s": recipe.launch.timeout_s,
+        "stop_grace_s": recipe.launch.stop_grace_s,
+        **to_json(recipe.launch.ray or DEFAULTS),
+        "steps": recipe.train.steps if recipe.train else None,
+        "env": {**recipe.launch.env, **(recipe.script.env if recipe.script else {})},
+        "env_defaults": dict(ENVIRONMENT_DEFAULTS),
+        "at_start": dict(AT_START),
+        "secrets": {name: secret.from_env for name, secret in recipe.launch.secrets.items()},
+        "ranks": ranks_in_words(plan.layout),
+    }
+
+
+def _refuse_reserved(recipe: Recipe) -> None:
+    given = [*recipe.launch.env, *(recipe.script.env if recipe.script else ())]
+    taken = [name for name in (*given, *recipe.launch.secrets) if name in RESERVED]
+    # the two that parctl only proposes
+    taken = [name for name in taken if not name.endswith("_SOCKET_IFNAME")]
+    if taken:
+        raise UsageError(
+            f"the recipe sets {', '.join(f'`{name}`' for name in taken)}, which parctl sets itself",
+            hint="choose another name, or leave it out",
+        )
+
+
+def _refuse_secrets(recipe: Recipe) -> None:
+    for name, secret in recipe.launch.secrets.items():
+        if secret.from_env is None:
+            raise UsageError(
+                f"launch.secrets.{name} is a Kubernetes Secret, and this run is on Ray",
+                hint=f"`{name}: {{from_env: VARIABLE}}` takes it from the environment that Ray was "
+                "started with on the nodes",
+            )
+
+
+def _refuse_unshared(plan: Plan, storage: str | None) -> None:
+    """Raise when the nodes would save a checkpoint in directories that they do not share."""
+    checkpoint = plan.recipe.checkpoint
+    if plan.layout.num_nodes > 1 and checkpoint and checkpoint.dir is None and storage is None:
+        raise UsageError(
+            f"{plan.layout.num_nodes} nodes have no common place for checkpoints",
+            hint="set checkpoint.dir, or `storage` of the context, to a path that all nodes mount",
+        )

@@ -1,0 +1,260 @@
+"""Taking the nodes of a plan from Ray: one placement group, one bundle and one agent per node.
+
+A bundle names its node by Ray's own label `ray.io/node-id`, so nothing is left to Ray's choice: its
+packing knows neither the mesh nor its groups, and puts eight ranks that belong together on two
+nodes. All bundles are got together or none is. Where the planned nodes are taken but others are
+free, the job is laid out anew on those, by the same pure function that made the plan.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from parctl.errors import CannotPlaceError, ParctlError
+from parctl.launcher.ray.cluster import NodeState, count_waiting, read_holders, read_nodes
+from parctl.launcher.ray.environment import ranks_by_node
+from parctl.launcher.ray.fewer import plan_for_fewer
+from parctl.launcher.ray.reasons import Reason, why_not_now
+from parctl.launcher.ray.team import Member, Team
+from parctl.planner.plan import Plan
+from parctl.planner.request import request_of
+from parctl.topology.placement.late_binding import rebind
+from parctl.topology.sources.ray import read_cluster
+from parctl.topology.sources.ray_dashboard import Dashboard
+
+NODE_LABEL = "ray.io/node-id"
+GROUP_S = 10.0  # Ray answers in milliseconds when what it has is enough
+AGENT_S = 120.0  # a node unpacks what it was sent, and starts a worker
+MEND_S = 60.0  # the same, where all of it is there
+RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """Nodes that are ours."""
+
+    group: Any  # ray.util.placement_group.PlacementGroup
+    team: Team
+    plan: Plan  # with the layout on these nodes
+    changes: tuple[str, ...]  # what differs from the plan that was sent, in sentences
+
+
+class Placer:
+    """Takes the nodes of a plan, and gives them back."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        settings: Mapping[str, Any],
+        dashboard: Dashboard,
+        *,
+        waits: Callable[[Reason], None],  # told why it cannot be now
+        stopped: Callable[[], bool],
+    ) -> None:
+        self._plan, self._settings, self._dashboard = plan, settings, dashboard
+        self._waits, self._stopped = waits, stopped
+
+    def place(self, *, deadline: float, fewer_from: float | None) -> Placed | None:
+        """Wait for the nodes and take them. None: told to stop meanwhile.
+
+        Both times are monotonic. From `fewer_from` on a smaller job on fewer nodes will do. Raises
+        CannotPlaceError at the `deadline`, ParctlError when nodes lack what the run needs.
+        """
+        while not self._stopped():
+            nodes = read_nodes(self._dashboard)
+            fewer = fewer_from is not None and time.monotonic() >= fewer_from
+            found = self._plan_on(nodes, fewer=fewer)
+            if found is not None:
+                placed = self._take(*found, nodes)
+                if placed is not None:
+                    return placed
+            reason = why_not_now(
+                self._plan.layout,
+                lambda count: need_of(count, self._kind),
+                nodes,
+                read_holders(self._dashboard),
+                waiting=count_waiting(self._dashboard),
+            )
+            if time.monotonic() >= deadline:
+                raise CannotPlaceError(reason.sentence, hint=reason.fix)
+            self._waits(reason)
+            time.sleep(RETRY_S)
+        return None
+
+    def mend(self, placed: Placed) -> bool:
+        """Start lost agents again on nodes that live. False: a node is gone, place anew."""
+        import ray
+
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        lost = placed.team.lost
+        if not all(member.node_id in alive for member in lost):
+            return False
+        order = list(placed.team.members)
+        slots = ranks_by_node(placed.plan.layout)
+        try:
+            for member in lost:
+                ray.kill(member.actor)  # one whose node process alone has ended
+                actor = self._start_agent(
+                    placed.group,
+                    order.index(member.node),
+                    member.node,
+                    need_of(len(slots[member.node]), self._kind),
+                )
+                (again,) = self._described([actor], timeout_s=MEND_S)
+                if again.gpus != member.gpus:
+                    return False
+                placed.team.members[member.node] = again
+        except ray.exceptions.RayError:  # the node was dying after all
+            return False
+        return True
+
+    def release(self, placed: Placed) -> None:
+        """Give the nodes back; whatever still runs there ends with its agent."""
+        import ray
+
+        placed.team.dismiss(lambda actor: ray.kill(actor))
+        ray.util.remove_placement_group(placed.group)
+
+    @property
+    def _kind(self) -> str | None:
+        kind: str | None = self._plan.topology.get("kind")
+        return kind
+
+    def _plan_on(
+        self, nodes: Mapping[str, NodeState], *, fewer: bool
+    ) -> tuple[Plan, tuple[str, ...]] | None:
+        """The plan itself if its nodes are free, else one for nodes that are."""
+        if self._is_free(self._plan, nodes):
+            return self._plan, ()
+        free = {name for name, node in nodes.items() if self._is_whole(node)}
+        topology = read_cluster(self._dashboard.address)
+        there = {node.name: None for node in topology.nodes if node.name in free}
+        try:
+            binding = rebind(request_of(self._plan), self._plan.layout, there, topology)
+        except ParctlError:  # the reason is told by `why_not_now`, of the plan's own nodes
+            pass
+        else:
+            bound = replace(self._plan, layout=binding.layout)
+            if self._is_free(bound, nodes):
+                return bound, binding.difference.sentences
+        if fewer:
+            return plan_for_fewer(
+                self._plan,
+                replace(topology, nodes=tuple(n for n in topology.nodes if n.name in there)),
+                min_nodes=self._settings["min_nodes"],
+            )
+        return None
+
+    def _is_free(self, plan: Plan, nodes: Mapping[str, NodeState]) -> bool:
+        return all(
+            name in nodes and nodes[name].holds(need_of(len(slots), self._kind))
+            for name, slots in ranks_by_node(plan.layout).items()
+        )
+
+    def _is_whole(self, node: NodeState) -> bool:
+        """Whether every device of a node is free: which ones are, Ray tells too late."""
+        resource = "CPU" if self._kind == "cpu" else "GPU"
+        return node.holds({resource: node.total.get(resource, 0.0)}) and node.holds(
+            need_of(1, self._kind)
+        )
+
+    def _take(
+        self, plan: Plan, changes: tuple[str, ...], nodes: Mapping[str, NodeState]
+    ) -> Placed | None:
+        """Make the placement group and its agents; None: somebody else was faster."""
+        import ray
+
+        slots = ranks_by_node(plan.layout)
+        needs = {name: need_of(len(of_node), self._kind) for name, of_node in slots.items()}
+        group = ray.util.placement_group(
+            list(needs.values()),
+            strategy="PACK",
+            name=f"parctl-{self._settings['run_id']}",
+            bundle_label_selector=[{NODE_LABEL: nodes[name].node_id} for name in slots],
+        )
+        if not group.wait(GROUP_S):
+            ray.util.remove_placement_group(group)
+            return None
+        try:
+            members = self._described(
+                [
+                    self._start_agent(group, index, name, need)
+                    for index, (name, need) in enumerate(needs.items())
+                ],
+                timeout_s=AGENT_S,
+            )
+            plan, more = self._on_given_devices(plan, members)
+        except ray.exceptions.ActorDiedError:  # a node died just now: look again
+            ray.util.remove_placement_group(group)
+            return None
+        except BaseException:
+            ray.util.remove_placement_group(group)
+            raise
+        return Placed(group=group, team=Team(members), plan=plan, changes=(*changes, *more))
+
+    def _start_agent(self, group: Any, index: int, name: str, need: Mapping[str, float]) -> Any:
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        from parctl.launcher.ray.agent import Agent
+
+        return (
+            ray.remote(Agent)
+            .options(
+                num_cpus=need["CPU"],
+                num_gpus=need.get("GPU", 0),
+                max_restarts=0,
+                max_concurrency=4,  # a poll waits while orders arrive
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    placement_group=group, placement_group_bundle_index=index
+                ),
+            )
+            .remote(name, dict(self._settings))
+        )
+
+    def _described(self, actors: list[Any], *, timeout_s: float) -> list[Member]:
+        """Wait until every agent has said where it is and what there is."""
+        import ray
+
+        answers = ray.get([actor.describe.remote() for actor in actors], timeout=timeout_s)
+        missing = [
+            f"{answer['node']} ({answer['python']}): {', '.join(answer['missing'])}"
+            for answer in answers
+            if answer["missing"]
+        ]
+        if missing:
+            raise ParctlError(
+                f"the nodes lack what the run needs: {'; '.join(missing)}",
+                hint="install it in the environment that Ray runs in there",
+            )
+        return [
+            Member(
+                node=answer["node"],
+                node_id=answer["node_id"],
+                address=answer["address"],
+                pid=answer["pid"],
+                gpus=tuple(answer["gpus"]),
+                actor=actor,
+            )
+            for actor, answer in zip(actors, answers, strict=True)
+        ]
+
+    def _on_given_devices(self, plan: Plan, members: list[Member]) -> tuple[Plan, tuple[str, ...]]:
+        """Lay the job out anew where a fragmented node gave other GPUs than planned."""
+        given = {member.node: member.gpus for member in members}
+        if self._kind != "gpu" or all(slot.gpu in given[slot.node] for slot in plan.layout.slots):
+            return plan, ()
+        there = {
+            node: [gpu for gpu in gpus if isinstance(gpu, int)] for node, gpus in given.items()
+        }
+        topology = read_cluster(self._dashboard.address)
+        binding = rebind(request_of(plan), plan.layout, there, topology)
+        return replace(plan, layout=binding.layout), binding.difference.sentences
+
+
+def need_of(num_ranks: int, kind: str | None) -> dict[str, float]:
+    """What a bundle for so many ranks takes of its node."""
+    if kind == "cpu":
+        return {"CPU": float(num_ranks)}
+    return {"GPU": float(num_ranks), "CPU": 1.0}

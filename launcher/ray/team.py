@@ -1,0 +1,94 @@
+"""The agents of a run as the driver sees them: one per node, each with one question under way."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+POLL_S = 2.0  # an agent answers at once when there is news, and then at the latest
+ORDER_S = 30.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Member:
+    """One agent."""
+
+    node: str
+    node_id: str
+    address: str
+    pid: int
+    gpus: tuple[int | str, ...]
+    actor: Any  # ray.actor.ActorHandle
+    lost: str | None = None  # why nothing can be asked of it any more
+    question: Any = None  # the ObjectRef of the poll under way
+    orders: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    node: str
+    content: Mapping[str, Any]
+
+
+class Team:
+    """All agents of a placement."""
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        self.members = {member.node: member for member in members}
+
+    @property
+    def lost(self) -> list[Member]:
+        return [member for member in self.members.values() if member.lost is not None]
+
+    def tell(self, node: str, order: Mapping[str, Any]) -> None:
+        member = self.members[node]
+        if member.lost is None:
+            member.orders = [*member.orders[-3:], member.actor.order.remote(order)]
+
+    def tell_all(self, order: Mapping[str, Any]) -> None:
+        for node in self.members:
+            self.tell(node, order)
+
+    def news(self, timeout_s: float) -> Iterator[News]:
+        """Wait for news of any agent, and yield it. A lost agent's last news is `lost`."""
+        import ray
+
+        asked = {}
+        for member in self.members.values():
+            if member.lost is None:
+                member.question = member.question or member.actor.poll.remote(POLL_S)
+                asked[member.question] = member
+        if not asked:
+            return
+        ready, _ = ray.wait(list(asked), num_returns=1, timeout=timeout_s)
+        if ready:  # whatever else is there by now
+            ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0)
+        for question in ready:
+            member = asked[question]
+            member.question = None
+            try:
+                answers = ray.get(question)
+            except ray.exceptions.RayError as error:
+                member.lost = _why_lost(error)
+                yield News(node=member.node, content={"lost": member.lost})
+                continue
+            yield from (News(node=member.node, content=answer) for answer in answers)
+
+    def dismiss(self, kill: Callable[[Any], None]) -> None:
+        """End every agent that is left, and with it its node process."""
+        for member in self.members.values():
+            kill(member.actor)
+
+
+def _why_lost(error: Exception) -> str:
+    """What Ray says of an actor's end, in one line."""
+    text = str(error)
+    for mark, words in (
+        ("node", "its node died"),
+        ("SIGKILL", "its agent was killed"),
+    ):
+        if mark == "node" and ("NODE_DIED" in text or "node was terminated" in text):
+            return words
+        if mark != "node" and mark in text:
+            return words
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__

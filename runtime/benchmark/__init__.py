@@ -1,0 +1,1 @@
+"""What a cluster reaches: its collectives and matrix products, measured where a job would run."""

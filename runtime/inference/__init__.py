@@ -1,0 +1,1 @@
+"""The inference engine: paged key/value memory, continuous batching, parallel decode."""

@@ -1,0 +1,90 @@
+"""From a plan to this rank's engine: its stage, its weights, its share of the memory planned."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from parctl.planner.plan import Plan
+from parctl.recipes.spec import InferenceSpec
+from parctl.runtime.checkpoint.directory import find_checkpoints, local_path
+from parctl.runtime.inference import weights
+from parctl.runtime.inference.config import EngineConfig
+from parctl.runtime.inference.constraints import Grammars
+from parctl.runtime.inference.detokenize import load_text
+from parctl.runtime.inference.engine import Engine
+from parctl.runtime.inference.place import find_place
+from parctl.runtime.inference.sampling import BatchSampler
+from parctl.runtime.inference.stage import Stage, build_stage
+from parctl.runtime.parallel.mesh import RankMesh
+
+DTYPES = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+def engine_config(spec: InferenceSpec, memory: dict[str, Any]) -> EngineConfig:
+    """Return the sizes that the plan computed, with the recipe's choices."""
+    num_blocks = int(memory["num_blocks"])
+    host = num_blocks if spec.host_blocks is None else spec.host_blocks
+    return EngineConfig(
+        num_blocks=num_blocks,
+        block_size=spec.block_size,
+        num_host_blocks=host if spec.preemption == "swap" else 0,
+        max_sequences=spec.max_sequences,
+        max_tokens_per_step=spec.chunk,
+        max_context=spec.max_context,
+        prefix_cache=spec.prefix_cache,
+        preemption=spec.preemption,
+    )
+
+
+def build_engine(plan: Plan, mesh: RankMesh) -> Engine:
+    """Build this rank's engine and read its weights. All ranks call it at the same time."""
+    recipe = plan.recipe
+    spec, model = recipe.inference, recipe.model
+    assert spec is not None and model is not None
+    place = find_place(mesh)
+    config = engine_config(spec, dict(plan.memory))
+    stage = build_stage(
+        model,
+        recipe.parallelism,
+        config,
+        place,
+        mesh,
+        plan.stages[place.stage],
+        DTYPES[spec.precision],
+    )
+    read_weights(stage, plan, mesh)
+    stop_tokens = [
+        token for token in load_text(spec.tokenizer).stop_tokens if token < model.vocab_size
+    ]
+    return Engine(stage, config, place, BatchSampler(Grammars(spec.tokenizer, stop_tokens)))
+
+
+def read_weights(stage: Stage, plan: Plan, mesh: RankMesh) -> None:
+    """Take the newest checkpoint of ours, else a Hugging Face folder, else draw them."""
+    saving, spec = plan.recipe.checkpoint, plan.recipe.inference
+    assert saving is not None and spec is not None
+    if saving.dir is not None:
+        weights.load_checkpoint(stage, newest_checkpoint(saving.dir), mesh)
+    elif saving.init_from is not None:
+        weights.load_huggingface(stage, Path(saving.init_from), mesh)
+    else:
+        weights.draw(stage, spec.seed, mesh)
+
+
+def newest_checkpoint(directory: str) -> Path:
+    """Raise UsageError for a directory without a complete one."""
+    from parctl.errors import UsageError
+
+    found = find_checkpoints(local_path(directory))
+    if not found:
+        raise UsageError(
+            f"checkpoint.dir = {directory} holds no complete checkpoint",
+            hint="name the `checkpoints` folder of a run that has saved",
+        )
+    return found[0].path

@@ -1,0 +1,226 @@
+"""A Ray cluster on this machine, with fake GPUs: `python -m tests.launcher.ray.cluster`.
+
+A process of its own holds it (Ray is imported nowhere else), in a directory of its own, on ports
+that are free, with a token of its own. It takes one order per line on stdin and answers with one
+line of JSON. Its end is the end of all.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[3]
+TOKEN = "a-token-for-tests-only"
+# a node that dies is missed within two seconds; no worker is started before it is needed
+CONFIG = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "8",
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_ENABLE_RECORD_ACTOR_TASK_LOGGING": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+}
+
+
+@dataclass(kw_only=True)
+class RayCluster:
+    """A running cluster, seen from the test: an address and a pipe to its holder."""
+
+    holder: subprocess.Popen[str]
+    folder: Path
+    address: str
+    nodes: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> id, raylet's pid
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a client needs to be let in."""
+        return {
+            "PARCTL_BACKEND": "ray",
+            "PARCTL_ADDRESS": self.address,
+            "RAY_AUTH_TOKEN": TOKEN,
+        }
+
+    def add(self, name: str, **resources: Any) -> None:
+        self.nodes[name] = self._order(add=name, **resources)
+
+    def kill_raylet(self, name: str) -> None:
+        """As a machine that loses its power: nothing is tidied up."""
+        os.kill(self.nodes.pop(name)["raylet"], signal.SIGKILL)
+
+    def forget(self, name: str) -> None:
+        """Let the holder reap what is left of a node."""
+        self._order(forget=name)
+
+    def close(self) -> None:
+        """End every process of the cluster, and remove its files."""
+        with contextlib.suppress(OSError):
+            assert self.holder.stdin
+            self.holder.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.holder.wait(20)
+        for pid in _processes_in(self.folder):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.holder.kill()
+        self.holder.wait()
+        for pipe in (self.holder.stdin, self.holder.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _order(self, **order: Any) -> dict[str, Any]:
+        assert self.holder.stdin and self.holder.stdout
+        self.holder.stdin.write(json.dumps(order) + "\n")
+        self.holder.stdin.flush()
+        line = self.holder.stdout.readline()
+        assert line, (self.folder / "holder.log").read_text()[-3000:]
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def start_cluster(
+    nodes: Mapping[str, Mapping[str, Any]], *, environment: Mapping[str, str] | None = None
+) -> RayCluster:
+    """Start a head without devices and `nodes`, each `{"num_gpus": 8, "num_cpus": 2}` or alike."""
+    folder = Path(tempfile.mkdtemp(prefix="pr-", dir="/tmp"))  # short: Ray makes sockets below it
+    with (folder / "holder.log").open("w") as log:
+        holder = subprocess.Popen(
+            [sys.executable, "-m", "tests.launcher.ray.cluster", "--hold", str(folder)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**_clean_environment(folder), **(environment or {})},
+            start_new_session=True,
+        )
+    cluster = RayCluster(holder=holder, folder=folder, address="")
+    try:
+        cluster.address = cluster._order(start="")["address"]
+        for name, resources in nodes.items():
+            cluster.add(name, **resources)
+    except BaseException:
+        cluster.close()
+        raise
+    return cluster
+
+
+def _clean_environment(folder: Path) -> dict[str, str]:
+    token = folder / "token"
+    token.write_text(TOKEN)
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("RAY_", "PARCTL_", "CUDA_"))
+    }
+    return {
+        **kept,
+        **CONFIG,
+        "HOME": str(folder),
+        "RAY_TMPDIR": str(folder),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "PARCTL_TEST_CLUSTER": str(folder),
+        # the job's entry point is the `python3` of the head's PATH
+        "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"],
+    }
+
+
+def _processes_in(folder: Path) -> list[int]:
+    """Every process that was started for the cluster in `folder`."""
+    mark = f"PARCTL_TEST_CLUSTER={folder}\0".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if mark in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+    return found
+
+
+def _hold(folder: str) -> None:
+    """Keep the cluster, and obey."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # Ray prints what it likes
+    from ray.cluster_utils import Cluster
+
+    cluster: Any = Cluster(shutdown_at_exit=True)
+    nodes: dict[str, Any] = {}
+    for line in sys.stdin:
+        order = json.loads(line)
+        answer: dict[str, Any] = {}
+        if "start" in order:
+            head = cluster.add_node(
+                num_cpus=0,
+                num_gpus=0,
+                include_dashboard=True,
+                dashboard_port=_free_port(),
+                dashboard_agent_listen_port=_free_port(),
+                include_log_monitor=False,
+                labels={"parctl.dev/node": "head"},
+            )
+            answer = {"address": f"http://{head.webui_url}"}
+        elif "add" in order:
+            name = order.pop("add")
+            labels = {"parctl.dev/node": name, **order.pop("labels", {})}
+            node = cluster.add_node(labels=labels, **order)
+            nodes[name] = node
+            (raylet,) = node.all_processes["raylet"]
+            answer = {"id": node.node_id, "raylet": raylet.process.pid}
+        elif "forget" in order:
+            cluster.remove_node(nodes.pop(order["forget"]), allow_graceful=False)
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+    cluster.shutdown()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def main(words: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description="A Ray cluster on this machine, with fake GPUs.")
+    parser.add_argument("--nodes", type=int, default=4)
+    parser.add_argument("--gpus", type=int, default=8)
+    parser.add_argument("--hold", metavar="FOLDER", help=argparse.SUPPRESS)
+    given = parser.parse_args(words)
+    if given.hold:
+        _hold(given.hold)
+        return
+    nodes = {
+        f"node-{number}": {"num_gpus": given.gpus, "num_cpus": 8} for number in range(given.nodes)
+    }
+    cluster = start_cluster(nodes)
+    print(f"export PARCTL_BACKEND=ray PARCTL_ADDRESS={cluster.address} RAY_AUTH_TOKEN={TOKEN}")
+    print("^C ends it", file=sys.stderr)
+    try:
+        while cluster.holder.poll() is None:
+            time.sleep(1)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        cluster.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,42 @@
+"""One cluster for all tests of a session: four nodes with eight fake GPUs each, two with two."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.launcher.ray.cluster import RayCluster, start_cluster
+
+from parctl.launcher.ray.backend import RayBackend
+
+NODES = {
+    **{f"node-{number}": {"num_gpus": 8, "num_cpus": 4} for number in range(4)},
+    # small ones, so that four ranks need two nodes
+    **{f"pair-{number}": {"num_gpus": 2, "num_cpus": 4} for number in range(2)},
+}
+
+
+@pytest.fixture(scope="session")
+def four_nodes() -> Iterator[RayCluster]:
+    cluster = start_cluster(NODES)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def cluster(
+    four_nodes: RayCluster, clean_environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[RayCluster]:
+    """The cluster, with this test's environment pointing to it; no run outlives it."""
+    for name, value in four_nodes.environment.items():
+        monkeypatch.setenv(name, value)
+    yield four_nodes
+    backend = RayBackend()
+    for run in backend.list():
+        if not run.state.ended:
+            backend.cancel(run.run_id, grace_s=0)
+        backend.delete(run.run_id)
+
+
+@pytest.fixture
+def backend(cluster: RayCluster) -> RayBackend:
+    return RayBackend()

@@ -1,0 +1,144 @@
+"""Parallel forms of the engine, and what they make of requests, on forked ranks."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tests.runtime.plans import layout, parallelism
+
+from parctl.planner.stages import split_layers
+from parctl.recipes.hf_config import read_hf_config
+from parctl.recipes.models import complete_model
+from parctl.recipes.spec import ModelSpec, ParallelismSpec
+from parctl.runtime.inference.assemble import assemble
+from parctl.runtime.inference.config import EngineConfig
+from parctl.runtime.inference.engine import Engine, EngineStats
+from parctl.runtime.inference.request import Emitted, Request, Sampling
+from parctl.runtime.inference.sampling import BatchSampler
+from parctl.runtime.parallel.mesh import RankMesh, build_mesh, join_world
+from parctl.topology.layout import Layout
+from parctl.topology.placement.experts import expert_axes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    axes: Mapping[str, int] = field(default_factory=dict)  # outermost first
+    sp: bool = False
+    ep: int = 1
+    spec: Mapping[str, Any] = field(default_factory=dict)  # other fields of the parallelism
+    ranks: tuple[int, ...] | None = None  # a permutation
+
+    @property
+    def world_size(self) -> int:
+        return prod(self.axes.values())
+
+    @property
+    def parallelism(self) -> ParallelismSpec:
+        return replace(parallelism(self.axes, sp=self.sp), ep=self.ep, **self.spec)
+
+    @property
+    def layout(self) -> Layout:
+        experts = expert_axes(self.axes, self.ep, 1)
+        return replace(layout(self.axes or {"dp": 1}, self.ranks), expert_axes=experts)
+
+
+ULYSSES = {"cp_kind": "ulysses"}
+FORMS = {
+    "one rank": Form(),
+    "tp2": Form(axes={"tp": 2}),
+    "tp4": Form(axes={"tp": 4}),
+    "tp2+sp": Form(axes={"tp": 2}, sp=True),
+    "pp2": Form(axes={"pp": 2}),
+    "tp2 x pp2": Form(axes={"pp": 2, "tp": 2}),
+    "tp2+sp x pp2": Form(axes={"pp": 2, "tp": 2}, sp=True),
+    "ring2": Form(axes={"cp": 2}),
+    "ring4": Form(axes={"cp": 4}),
+    "ulysses2": Form(axes={"cp": 2}, spec=ULYSSES),
+    "ulysses4": Form(axes={"cp": 4}, spec=ULYSSES),
+    "ring2 x tp2+sp": Form(axes={"cp": 2, "tp": 2}, sp=True),
+    "ring2 x pp2": Form(axes={"pp": 2, "cp": 2}),
+}
+EXPERT_FORMS = {
+    "ep2 in tp2": Form(axes={"tp": 2}, ep=2),
+    "ep2 in tp2+sp": Form(axes={"tp": 2}, sp=True, ep=2),
+    "ep2 in ring2": Form(axes={"cp": 2}, ep=2),
+    "ep2 dealt out in turn": Form(axes={"tp": 2}, ep=2, spec={"expert_placement": "round-robin"}),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """What an engine made of requests."""
+
+    tokens: Mapping[tuple[str, int], list[int]]  # by request and sample
+    emitted: Sequence[Emitted]
+    stats: EngineStats
+    busiest: EngineStats  # of all steps, that with the most tokens in memory
+
+
+def model_of(folder: Path) -> ModelSpec:
+    values, faults = read_hf_config(folder)
+    assert not faults, faults
+    model, faults = complete_model(values, folder.name)
+    assert not faults, faults
+    return model
+
+
+def run_engines(
+    folder: Path, form: Form, configs: Iterable[EngineConfig], requests: Sequence[Request]
+) -> list[Made]:
+    """Serve the requests once with each configuration, in float64. On ranks that follow: []."""
+    mesh: RankMesh | None = None
+    if form.world_size > 1:
+        device = torch.device("cpu")
+        join_world(form.layout, device)
+        mesh = build_mesh(form.layout, device, wrap_alone=False)
+    model, made = model_of(folder), []
+    for config in configs:
+        engine = assemble(
+            model,
+            config,
+            BatchSampler(),
+            source=folder,
+            dtype=torch.float64,
+            mesh=mesh,
+            parallelism=form.parallelism,
+            stages=split_layers(model, form.axes.get("pp", 1)),
+        )
+        if engine.is_leader:
+            made.append(serve(engine, requests))
+            engine.close()
+        else:
+            engine.follow()
+    if mesh is not None:
+        dist.barrier()
+        dist.destroy_process_group()
+    return made
+
+
+def serve(engine: Engine, requests: Iterable[Request]) -> Made:
+    """Serve requests that come all at once."""
+    tokens: dict[tuple[str, int], list[int]] = {}
+    everything: list[Emitted] = []
+    busiest = engine.stats()
+    for request in requests:
+        engine.add(request)
+    while engine.unfinished():
+        for emitted in engine.step():
+            everything.append(emitted)
+            tokens.setdefault((emitted.request_id, emitted.sample_index), []).append(emitted.token)
+        stats = engine.stats()
+        assert stats.steps < 20_000, stats
+        busiest = max(busiest, stats, key=lambda stats: stats.held_tokens)
+    return Made(tokens=tokens, emitted=everything, stats=engine.stats(), busiest=busiest)
+
+
+def greedy(prompts: Sequence[tuple[int, ...]], counts: Sequence[int]) -> list[Request]:
+    return [
+        Request(id=str(index), prompt_tokens=prompt, sampling=Sampling(max_tokens=count))
+        for index, (prompt, count) in enumerate(zip(prompts, counts, strict=True))
+    ]
