@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TESTS ?= tests
 
-.PHONY: demo test test-deps cluster-deps cluster cluster-down matrix-runtime check format bench clean
+.PHONY: demo test test-deps cluster-deps cluster cluster-down matrix-runtime ray-cluster matrix-ray check format bench clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "parctl needs Python 3.11 or newer; make PYTHON=python3.12 ...")'
@@ -40,6 +40,14 @@ test: $(INSTALLED)
 # Every product of parallel forms beside one process; `make test` runs a sample of it.
 matrix-runtime: $(INSTALLED)
 	$(BIN)/python -m tests.runtime.matrix
+
+# A Ray cluster on this machine: four nodes with eight fake GPUs each. Prints how to reach it; ^C ends it.
+ray-cluster: $(INSTALLED)
+	$(BIN)/python -m tests.launcher.ray.cluster
+
+# Twenty launches in a row, on fragmented nodes and beside another job, and every fault; `make test` runs a part of it.
+matrix-ray: $(INSTALLED)
+	PARCTL_MATRIX=1 $(BIN)/python -m pytest tests/launcher/ray
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

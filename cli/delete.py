@@ -4,7 +4,13 @@ from typing import Annotated
 
 import typer
 
-from parctl.cli.run_options import AddressOption, BackendOption
+from parctl.cli.run_options import (
+    AddressOption,
+    BackendOption,
+    KubeconfigOption,
+    KubeContextOption,
+    NamespaceOption,
+)
 
 
 def delete(
@@ -14,6 +20,9 @@ def delete(
     ],
     backend: BackendOption = None,
     address: AddressOption = None,
+    namespace: NamespaceOption = None,
+    context: KubeContextOption = None,
+    kubeconfig: KubeconfigOption = None,
 ) -> None:
     """Delete an ended run with its logs and checkpoints.
 

@@ -4,8 +4,15 @@ from typing import Annotated
 
 import typer
 
-from parctl.cli.options import DevicesOption, RecipeArgument, SetOption
-from parctl.cli.run_options import AddressOption, BackendOption, StorageOption
+from parctl.cli.options import ClusterOption, DevicesOption, RecipeArgument, SetOption
+from parctl.cli.run_options import (
+    AddressOption,
+    BackendOption,
+    KubeconfigOption,
+    KubeContextOption,
+    NamespaceOption,
+    StorageOption,
+)
 
 
 def launch(
@@ -14,6 +21,9 @@ def launch(
     devices: DevicesOption = None,
     backend: BackendOption = None,
     address: AddressOption = None,
+    namespace: NamespaceOption = None,
+    context: KubeContextOption = None,
+    kubeconfig: KubeconfigOption = None,
     storage: StorageOption = None,
     run_id: Annotated[
         str | None,
@@ -29,6 +39,13 @@ def launch(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be submitted, and stop.")
     ] = False,
+    dry_run_server: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run-server", help="Have the Kubernetes cluster check it all, and stop."
+        ),
+    ] = False,
+    cluster: ClusterOption = None,
     output: Annotated[
         str, typer.Option("-o", "--output", help="--dry-run: yaml or json.")
     ] = "yaml",
@@ -42,7 +59,8 @@ def launch(
     """
     from parctl.cli.follow import follow_run  # here: once the run is there, ^C must find it ready
     from parctl.cli.output import check_format, note, print_document
-    from parctl.launcher.launch import prepared_launch
+    from parctl.launcher.launch import check_on_server, prepared_launch
+    from parctl.runtime.serving.order import serves_at
 
     check_format(output, ("yaml", "json"))
     overrides = [*set_, *([f"name={name}"] if name else [])]
@@ -54,11 +72,18 @@ def launch(
         run_id=run_id,
         force=force,
         ahead=not dry_run,
+        cluster=cluster,
     ) as prepared:
         owner, manifests = prepared.backend, prepared.manifests
         if dry_run:
-            for document in manifests.documents:
+            for number, document in enumerate(manifests.documents):
+                if number and output == "yaml":
+                    print("---")
                 print_document(document, output)
+            return 0
+        if dry_run_server:
+            check_on_server(owner, manifests)
+            note("the cluster would accept it; nothing was created")
             return 0
         for sentence in manifests.plan.recipe.notes:
             note(sentence)
@@ -66,6 +91,8 @@ def launch(
     typer.echo(reference.run_id)
     if not reference.created:
         note("this run exists already with the same plan; nothing was started")
+    if where := serves_at(manifests.plan):
+        note(f"once its weights are read it serves at {where}")
     if follow:
         return follow_run(owner, reference.run_id)
     note(f"it runs by itself; follow it with: `parctl logs {reference.run_id} --follow`")

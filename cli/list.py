@@ -4,12 +4,22 @@ from typing import Annotated
 
 import typer
 
-from parctl.cli.run_options import AddressOption, BackendOption
+from parctl.cli.run_options import (
+    AddressOption,
+    BackendOption,
+    KubeconfigOption,
+    KubeContextOption,
+    NamespaceOption,
+)
 
 
 def list_(
     backend: BackendOption = None,
     address: AddressOption = None,
+    namespace: NamespaceOption = None,
+    context: KubeContextOption = None,
+    kubeconfig: KubeconfigOption = None,
+    mine: Annotated[bool, typer.Option("--mine", help="Only those that you launched.")] = False,
     output: Annotated[
         str, typer.Option("-o", "--output", help="table, json, yaml or name.")
     ] = "table",
@@ -18,10 +28,13 @@ def list_(
     from parctl.cli.output import check_format, note, print_document
     from parctl.cli.table import ago, print_table
     from parctl.launcher.backends import current_backend
+    from parctl.launcher.owner import label_value, owner_name
     from parctl.recipes.spec import to_json
 
     check_format(output, ("table", "json", "yaml", "name"))
     runs = current_backend(backend).list()
+    if mine:
+        runs = [run for run in runs if run.owner in (None, label_value(owner_name()))]
     if output in ("json", "yaml"):
         print_document(to_json(runs), output)
     elif output == "name":

@@ -5,13 +5,22 @@ from typing import Annotated
 import typer
 
 from parctl.cli.options import RunArgument
-from parctl.cli.run_options import AddressOption, BackendOption
+from parctl.cli.run_options import (
+    AddressOption,
+    BackendOption,
+    KubeconfigOption,
+    KubeContextOption,
+    NamespaceOption,
+)
 
 
 def logs(
     run: RunArgument,
     backend: BackendOption = None,
     address: AddressOption = None,
+    namespace: NamespaceOption = None,
+    context: KubeContextOption = None,
+    kubeconfig: KubeconfigOption = None,
     follow: Annotated[
         bool, typer.Option("-f", "--follow", help="Go on until the run has ended.")
     ] = False,

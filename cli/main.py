@@ -30,6 +30,7 @@ COMMANDS = {
     "recipes": "List, show and copy the recipes that parctl ships.",
     "validate": "Check recipe files and report every problem at once.",
     "verify": "Train a recipe small, split and in one process, and compare the two step by step.",
+    "bench": "Measure collectives and matrix products where a job would run.",
     "schema": "Print the JSON Schema of recipes, for editors.",
     "list": "List the runs.",
     "status": "Show the state of a run and of its ranks.",

@@ -6,7 +6,13 @@ from typing import Annotated
 import typer
 
 from parctl.cli.options import RunArgument
-from parctl.cli.run_options import AddressOption, BackendOption
+from parctl.cli.run_options import (
+    AddressOption,
+    BackendOption,
+    KubeconfigOption,
+    KubeContextOption,
+    NamespaceOption,
+)
 
 SHOWN = ("step", "loss", "grad_norm", "lr", "tokens_per_s", "model_tflops_per_gpu", "mfu")
 
@@ -15,6 +21,9 @@ def metrics(
     run: RunArgument,
     backend: BackendOption = None,
     address: AddressOption = None,
+    namespace: NamespaceOption = None,
+    context: KubeContextOption = None,
+    kubeconfig: KubeconfigOption = None,
     output: Annotated[
         str, typer.Option("-o", "--output", help="table, json, yaml or csv (all columns).")
     ] = "table",

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from parctl.cli.inference_view import inference_lines
 from parctl.planner.memory import TERMS
 from parctl.planner.plan import Plan
 from parctl.planner.sizes import distinct_size_texts, size_text
@@ -39,7 +40,7 @@ def show_plan(plan: Plan, console: "Console") -> None:
         console.print(table)
     for line in verdict(plan):
         _say(line, console)
-    for line in time_lines(plan):
+    for line in (*time_lines(plan), *inference_lines(plan)):
         _say(line, console)
     console.print()
     console.print("Why:")
@@ -63,7 +64,7 @@ def headline(plan: Plan) -> str:
 
 def work_text(plan: Plan) -> str | None:
     """Tokens and FLOPs of a step, for `task: train`."""
-    if not plan.time:
+    if "tokens_per_step" not in plan.time:
         return None
     flops, count = plan.time["model_flops_per_token"], plan.time["micro_batches_per_step"]
     return (
@@ -75,7 +76,7 @@ def work_text(plan: Plan) -> str | None:
 
 def groups_table(plan: Plan, width: int) -> "Table":
     """One row per axis: how many groups, the worst link of any of them, and what it spans."""
-    table = _table("AXIS", "SIZE", "GROUPS", "LINK", "GB/S", "SCOPE", "NODES", "SENT PER STEP")
+    table = plain_table("AXIS", "SIZE", "GROUPS", "LINK", "GB/S", "SCOPE", "NODES", "SENT PER STEP")
     if width < 80:
         table.padding = (0, 1, 0, 0)
     sent = plan.time.get("bytes_per_step") or {}
@@ -145,7 +146,7 @@ def _inner(plan: Plan) -> int:
 def memory_table(stages: Sequence[dict[str, Any]], worst: int) -> "Table":
     """One row per pipeline stage and one column per term that any stage has."""
     terms = _terms(stages)
-    table = _table("STAGE", "LAYERS", *(term.upper() for term in terms), "TOTAL PER RANK")
+    table = plain_table("STAGE", "LAYERS", *(term.upper() for term in terms), "TOTAL PER RANK")
     for column in table.columns[1:]:
         column.justify = "right"
     for stage in _shortened(stages, keep=worst):
@@ -164,7 +165,7 @@ def memory_table(stages: Sequence[dict[str, Any]], worst: int) -> "Table":
 def narrow_memory_table(stages: Sequence[dict[str, Any]], worst: int) -> "Table":
     """One row per term, for the first, the worst and the last stage."""
     shown = [stages[number] for number in sorted({0, worst, len(stages) - 1})]
-    table = _table("STAGE", *(_stage_name(stage, stages, worst) for stage in shown))
+    table = plain_table("STAGE", *(_stage_name(stage, stages, worst) for stage in shown))
     for column in table.columns[1:]:
         column.justify = "right"
     table.add_row("LAYERS", *(str(stage["layers"]) for stage in shown))
@@ -176,7 +177,8 @@ def narrow_memory_table(stages: Sequence[dict[str, Any]], worst: int) -> "Table"
 
 
 def _terms(stages: Sequence[dict[str, Any]]) -> list[str]:
-    return [term for term in TERMS if any(stage[term] for stage in stages)]
+    terms = (*TERMS, "kv_cache")  # of training, and of inference
+    return [term for term in terms if any(stage.get(term) for stage in stages)]
 
 
 def _stage_name(stage: dict[str, Any], stages: Sequence[dict[str, Any]], worst: int) -> str:
@@ -200,11 +202,16 @@ def verdict(plan: Plan) -> Iterator[str]:
     if memory["fits"]:
         yield f"FITS: needs {needs} per rank of {usable}."
         return
-    from parctl.planner.fit import smallest_change
+    from parctl.planner.fit import devices_needed, smallest_changes
 
     yield f"DOES NOT FIT: needs {needs} per rank of {usable}."
-    change = smallest_change(plan)
-    yield f"Would fit: `{change.text}`" if change else "No change of one or two fields would fit."
+    changes = smallest_changes(plan)
+    for change in changes:
+        yield f"Would fit: `{change.text}`"
+    if not changes:
+        count = devices_needed(plan)
+        more = "" if count is None else f"; {count:,} devices would do"
+        yield f"No change of one or two fields would fit{more}."
 
 
 def time_lines(plan: Plan) -> Iterator[str]:
@@ -247,7 +254,8 @@ def _shortened(rows: Sequence[Any], keep: int | None = None) -> Iterator[Any]:
             gap = True
 
 
-def _table(*columns: str) -> "Table":
+def plain_table(*columns: str) -> "Table":
+    """A table without lines, so that a pipe can take it apart."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))

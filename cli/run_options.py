@@ -51,3 +51,34 @@ StorageOption = Annotated[
         show_default=False,
     ),
 ]
+NamespaceOption = Annotated[
+    str | None,
+    typer.Option(
+        "-n",
+        "--namespace",
+        metavar="NAME",
+        help="Of Kubernetes; else the context's.",
+        callback=remembered("PARCTL_NAMESPACE"),
+        show_default=False,
+    ),
+]
+KubeContextOption = Annotated[
+    str | None,
+    typer.Option(
+        "--context",
+        metavar="NAME",
+        help="Context of the kubeconfig; else its current one.",
+        callback=remembered("PARCTL_KUBE_CONTEXT"),
+        show_default=False,
+    ),
+]
+KubeconfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--kubeconfig",
+        metavar="FILE",
+        help="In place of KUBECONFIG.",
+        callback=remembered("KUBECONFIG"),
+        show_default=False,
+    ),
+]

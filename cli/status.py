@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parctl.cli.options import RunArgument
-from parctl.cli.run_options import AddressOption, BackendOption
+from parctl.cli.run_options import (
+    AddressOption,
+    BackendOption,
+    KubeconfigOption,
+    KubeContextOption,
+    NamespaceOption,
+)
 
 if TYPE_CHECKING:
     from parctl.launcher.backend import RunStatus
@@ -15,6 +21,9 @@ def status(
     run: RunArgument,
     backend: BackendOption = None,
     address: AddressOption = None,
+    namespace: NamespaceOption = None,
+    context: KubeContextOption = None,
+    kubeconfig: KubeconfigOption = None,
     output: Annotated[
         str, typer.Option("-o", "--output", help="table, wide (with the ranks), json or yaml.")
     ] = "table",

@@ -5,13 +5,22 @@ from typing import Annotated
 import typer
 
 from parctl.cli.options import RunArgument
-from parctl.cli.run_options import AddressOption, BackendOption
+from parctl.cli.run_options import (
+    AddressOption,
+    BackendOption,
+    KubeconfigOption,
+    KubeContextOption,
+    NamespaceOption,
+)
 
 
 def wait(
     run: RunArgument,
     backend: BackendOption = None,
     address: AddressOption = None,
+    namespace: NamespaceOption = None,
+    context: KubeContextOption = None,
+    kubeconfig: KubeconfigOption = None,
     timeout: Annotated[
         float | None,
         typer.Option(

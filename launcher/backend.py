@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from parctl.planner.plan import Plan
 from parctl.recipes.spec import Recipe
+from parctl.topology.model import Topology
 
 
 class State(StrEnum):
@@ -92,6 +93,7 @@ class RunStatus:
     verdict: Verdict | None
     ranks: tuple[RankStatus, ...]
     where: str  # run directory, job address, ...
+    owner: str | None = None  # who launched it; None: whoever asks, or not known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +116,8 @@ class Backend(Protocol):
     def cluster(self) -> str | None: ...  # topology source of its plans; None: this machine
     # what can begin before there is a plan; undone unless the run is submitted inside the `with`
     def head_start(self, recipe: Recipe, run_id: str) -> AbstractContextManager[None]: ...
-    def render(self, plan: Plan, run_id: str) -> Manifests: ...
+    # `topology`: the cluster that the plan was made for, where that is known
+    def render(self, plan: Plan, run_id: str, topology: Topology | None = None) -> Manifests: ...
     def submit(self, manifests: Manifests) -> RunRef: ...
     def status(self, run_id: str) -> RunStatus: ...
     def logs(

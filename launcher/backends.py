@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from importlib import import_module
 
-from parctl.errors import NotBuiltError, UsageError
+from parctl.errors import UsageError
 from parctl.launcher.backend import Backend
 from parctl.launcher.contexts import resolve_context
 from parctl.launcher.run_id import match_run_id
@@ -12,21 +12,14 @@ from parctl.launcher.run_id import match_run_id
 BACKENDS: Mapping[str, str] = {
     "local": "parctl.launcher.local:LocalBackend",
     "ray": "parctl.launcher.ray.backend:RayBackend",
+    "kubernetes": "parctl.launcher.kubernetes.backend:KubernetesBackend",
 }
-PLANNED = ("kubernetes",)
 
 
 def get_backend(name: str) -> Backend:
     """Return a back end by name. Raises UsageError for a name that does not exist."""
-    if name in PLANNED:
-        raise NotBuiltError(
-            f"back end `{name}` is not built in this version",
-            hint="`-b local` runs on this machine",
-        )
     if name not in BACKENDS:
-        raise UsageError(
-            f"there is no back end `{name}`", hint=f"one of {', '.join((*BACKENDS, *PLANNED))}"
-        )
+        raise UsageError(f"there is no back end `{name}`", hint=f"one of {', '.join(BACKENDS)}")
     module, _, attribute = BACKENDS[name].partition(":")
     backend: Backend = getattr(import_module(module), attribute)()
     return backend

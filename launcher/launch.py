@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+from parctl.errors import UsageError
 from parctl.launcher.backend import Backend, Manifests, RunRef
 from parctl.launcher.backends import get_backend
 from parctl.launcher.contexts import resolve_context
@@ -30,10 +31,12 @@ def prepared_launch(
     run_id: str | None,
     force: bool,
     ahead: bool,
+    cluster: str | None = None,
 ) -> Iterator[Prepared]:
     """Load a recipe, plan it for this machine, check and render it; submit it inside the `with`.
 
     `backend` is the `-b` flag. `ahead`: let the back end begin while the plan is being made.
+    `cluster` is planned for in place of the back end's own.
     """
     with ExitStack() as undone:
         local = LocalBackend() if ahead and backend in (None, "local") else None
@@ -47,14 +50,37 @@ def prepared_launch(
         chosen_id = check_run_id(run_id or new_run_id(recipe.name))
         if ahead:
             undone.enter_context(owner.head_start(recipe, chosen_id))
+        elif cluster is None and chosen.backend == "kubernetes":
+            raise UsageError(
+                "a dry run contacts nothing, and a plan needs nodes",
+                hint="name the cluster: `--cluster h100:2x8`, a file, or `kubernetes` to ask it",
+            )
         # not above: the planner imports numpy, and torch can be on its way meanwhile
+        from parctl.launcher.calibrations import load_calibration
         from parctl.planner.cluster import cluster_for
         from parctl.planner.make import make_plan
 
-        topology = cluster_for(recipe, owner.cluster, num_devices)
-        plan = make_plan(recipe, topology, backend=chosen.backend)
+        topology = cluster_for(recipe, cluster or owner.cluster, num_devices)
+        plan = make_plan(
+            recipe,
+            topology,
+            backend=chosen.backend,
+            calibration=load_calibration(topology),
+        )
         check_plan(plan, force=force)
-        yield Prepared(backend=owner, manifests=owner.render(plan, chosen_id))
+        yield Prepared(backend=owner, manifests=owner.render(plan, chosen_id, topology))
+
+
+def check_on_server(backend: Backend, manifests: Manifests) -> None:
+    """Have the cluster validate what would be submitted. UsageError: only Kubernetes can."""
+    from parctl.launcher.kubernetes.backend import KubernetesBackend
+
+    if not isinstance(backend, KubernetesBackend):
+        raise UsageError(
+            f"--dry-run-server asks a Kubernetes cluster, and this run goes to {manifests.backend}",
+            hint="`--dry-run` prints what would be submitted anywhere",
+        )
+    backend.check(manifests)
 
 
 def check_plan(plan: Plan, *, force: bool) -> None:

@@ -43,6 +43,7 @@ from parctl.launcher.run_directory import (
 from parctl.launcher.run_id import check_run_id
 from parctl.planner.plan import Plan
 from parctl.recipes.spec import Recipe
+from parctl.topology.model import Topology
 
 CANCEL_S = 5.0  # from the call of `cancel` until nothing is left, unless it says otherwise
 FORCE_S = 1.2  # of that time, what is kept for doing it without the supervisor
@@ -99,7 +100,7 @@ class LocalBackend:
             supervisor.kill()  # it may not listen yet, and has nothing to put in order
         supervisor.communicate()  # closes its stdin: it leaves
 
-    def render(self, plan: Plan, run_id: str) -> Manifests:
+    def render(self, plan: Plan, run_id: str, topology: Topology | None = None) -> Manifests:
         document = local_document(plan, check_run_id(run_id))
         return Manifests(run_id=run_id, backend="local", plan=plan, documents=(document,))
 
@@ -114,6 +115,10 @@ class LocalBackend:
             refuse_bad_data(recipe.data, recipe.model)
         if recipe.model is not None and recipe.checkpoint and recipe.checkpoint.init_from:
             refuse_bad_weights(Path(recipe.checkpoint.init_from), recipe.model)
+        if recipe.inference is not None:
+            from parctl.runtime.serving.check import refuse_bad_inference
+
+            refuse_bad_inference(recipe)
         if recipe.script is None and find_spec("torch") is None:
             raise UsageError("torch is not installed", hint="`pip install 'parctl[torch]'`")
         run = RunDirectory(runs_root() / manifests.run_id)

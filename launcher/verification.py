@@ -16,6 +16,7 @@ from parctl.planner.make import make_plan
 from parctl.planner.plan import Plan
 from parctl.planner.shrink import Shrunk, shrink
 from parctl.recipes.spec import ModelSpec, ParallelismSpec, Precision, Recipe
+from parctl.runtime.supported import refuse_unbuilt_forms
 from parctl.topology.model import Node, Topology
 
 COMPARED = ("loss", "grad_norm", "validation_loss")
@@ -101,6 +102,7 @@ class Verifier:
         say: Callable[[str], None],
     ) -> Verification:
         """Train every part. UsageError and NotBuiltError come before anything is started."""
+        refuse_unbuilt_forms(recipe, {})  # what shrinking takes away, such as its precision
         parts = fold(recipe.parallelism, max_ranks)
         cases = shrink(recipe, parts, precision=precision, text=self._text)
         plans = [(small, _plan(small.parallel), _plan(small.one_process)) for small in cases]

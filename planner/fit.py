@@ -1,27 +1,32 @@
-"""The gate before a launch: refuse what does not fit, and name the smallest change that would.
+"""The gate before a launch: refuse what does not fit, and name the smallest changes that would.
 
 Changes are tried alone and then in pairs, the mildest first: what costs only speed, then what
-shares the state among more ranks, then what moves ranks about, and last what needs more devices.
+shares the state among more ranks, then what moves ranks about. What is named lies in the space of
+the search, so the runtime can build it. Where nothing helps, the number of devices that would.
 """
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from shlex import quote
 from typing import NamedTuple
 
 from parctl.errors import DoesNotFitError
 from parctl.planner.degrees import Degrees, with_degrees
+from parctl.planner.devices import Devices
 from parctl.planner.memory import estimate_memory
 from parctl.planner.plan import Plan
 from parctl.planner.rules import sp_divides, tp_divides
+from parctl.planner.search.choice import choice_of, form_option
+from parctl.planner.search.space import Space
 from parctl.planner.sizes import distinct_size_texts, size_text
 from parctl.recipes.shorthand import INFER, format_form, read_form
-from parctl.recipes.spec import AXES, ParallelismSpec, Recipe, Recompute, TrainSpec
+from parctl.recipes.spec import AXES, Recipe, Recompute, TrainSpec
 
 STRONGER: dict[Recompute, tuple[Recompute, ...]] = {
     "none": ("selective", "full"),
     "selective": ("full",),
 }
+MOST_CHANGES = 3  # that are named
 
 
 class Change(NamedTuple):
@@ -30,6 +35,7 @@ class Change(NamedTuple):
     options: tuple[str, ...]
     recipe: Recipe
     degrees: Degrees
+    kind: str  # of the last one: changes of one kind are alternatives, the mildest is enough
 
     @property
     def text(self) -> str:
@@ -44,38 +50,113 @@ def refuse_misfit(plan: Plan) -> None:
     memory = plan.memory
     if memory.get("fits") is not False:
         return
-    change = smallest_change(plan)
     needs, room = distinct_size_texts(memory["total_bytes"], memory["usable_bytes"])
-    found = f"`{change.text}` fits" if change else "no change of one or two fields fits here"
     raise DoesNotFitError(
         f"{plan.recipe.name} does not fit: a rank of pipeline stage {memory['worst_stage']} needs "
         f"{needs}, a device has {room} usable of {size_text(memory['device_bytes'])}",
-        hint=f"{found}; `parctl plan` shows every term, `--force` launches all the same",
+        hint=f"{advice(plan)}; `parctl plan` shows every term, `--force` launches all the same",
     )
+
+
+def advice(plan: Plan) -> str:
+    """Say which changes would fit, the mildest first, or how many devices it takes."""
+    changes = smallest_changes(plan)
+    if changes:
+        first, *others = (f"`{change.text}`" for change in changes)
+        return f"{first} fits" + (f", and so does {' or '.join(others)}" if others else "")
+    if (count := devices_needed(plan)) is not None:
+        return f"no change of one or two fields fits here; {count:,} devices would do"
+    return "no change of one or two fields fits here"
 
 
 def smallest_change(plan: Plan) -> Change | None:
     """Find the mildest change, or pair of changes, at which the plan fits on the same devices."""
-    device_bytes = plan.memory.get("device_bytes")
-    if device_bytes is None or plan.recipe.model is None or plan.recipe.train is None:
-        return None
+    return next(iter(smallest_changes(plan, most=1)), None)
 
-    def fits(change: Change) -> bool:
-        memory = estimate_memory(
-            change.recipe, change.degrees, device_bytes=device_bytes, kind=plan.memory["kind"]
-        )
-        return memory.fits is True
 
+def smallest_changes(plan: Plan, *, most: int = MOST_CHANGES) -> list[Change]:
+    """Find up to `most` changes of one field that fit, each of another kind, the mildest first.
+
+    Where none does, the mildest pair.
+    """
+    if plan.memory.get("device_bytes") is None or plan.recipe.train is None:
+        return []
+    start = Change((), plan.recipe, degrees_of(plan), "")
     largest_tp: int = plan.topology["largest_tp"]
-    single = list(_changes(Change((), plan.recipe, degrees_of(plan)), largest_tp))
+    buildable = _buildable(plan)
+    found: dict[str, Change] = {}
+    single = [change for change in _changes(start, largest_tp) if buildable(change)]
     for change in single:
-        if fits(change):
-            return _pinned(change)
+        if change.kind not in found and fits(plan, change):
+            found[change.kind] = _pinned(change)
+        if len(found) == most:
+            break
+    if found:
+        return list(found.values())
     for first in single:
         for second in _changes(first, largest_tp):
-            if len({option.split("=")[0] for option in second.options}) == 2 and fits(second):
-                return _pinned(second)
+            if len({option.split("=")[0] for option in second.options}) != 2:
+                continue
+            if buildable(second) and fits(plan, second):
+                return [_pinned(second)]
+    return []
+
+
+def fits(plan: Plan, change: Change) -> bool:
+    """Whether the plan would fit its devices with `change`."""
+    memory = estimate_memory(
+        change.recipe,
+        change.degrees,
+        device_bytes=plan.memory["device_bytes"],
+        kind=plan.memory["kind"],
+    )
+    return memory.fits is True
+
+
+def devices_needed(plan: Plan) -> int | None:
+    """How many devices hold the job when the data axes shard everything; None: no number does."""
+    degrees = degrees_of(plan)
+    most = 1
+    if plan.recipe.train is not None:
+        most = plan.recipe.train.global_batch // plan.recipe.train.micro_batch
+    data = degrees.num_data_ranks
+    while (data := data * 2) <= most:
+        shared = replace(degrees, fsdp=data, dp=1)
+        change = _with_degrees(Change((), plan.recipe, degrees, ""), shared)
+        if fits(plan, change):
+            return shared.world_size
     return None
+
+
+def _buildable(plan: Plan) -> Callable[[Change], bool]:
+    """Whether the runtime can build a change, by the rules of the search's space.
+
+    Recipes that are outside of that space themselves are not held to it.
+    """
+    largest_tp: int = plan.topology["largest_tp"]
+    count = plan.layout.world_size
+    mesh = max(1, largest_tp)
+    devices = Devices(
+        count=count,
+        kind=plan.memory["kind"],
+        memory_bytes=plan.memory["device_bytes"],
+        islands={mesh: -(-count // mesh)},
+        products=(),
+    )
+
+    def in_space(recipe: Recipe) -> bool:
+        space = Space(
+            recipe=recipe,
+            devices=devices,
+            largest_tp=mesh,
+            max_devices=None,
+            keep=asdict(choice_of(recipe)),
+        )
+        return next(space.all(), None) is not None
+
+    if not in_space(plan.recipe):
+        return lambda change: True
+    return lambda change: in_space(change.recipe)
 
 
 def _pinned(change: Change) -> Change:
@@ -84,24 +165,7 @@ def _pinned(change: Change) -> Change:
     given = read_form(spec.text).values
     if not any(given.get(axis) in (True, INFER) for axis in ("auto", "pp", "cp", "ep")):
         return change
-    if spec.fsdp == 1 and spec.zero_stage:
-        spec = replace(spec, fsdp=None)  # it takes the rest, which is 1, and shards over cp too
-    return change._replace(options=(*change.options, _option(spec, format_form(spec))))
-
-
-def _option(spec: ParallelismSpec, form: str) -> str:
-    """How to ask for a form and keep the settings that stand beside the present one."""
-    switches = ("allow_cross_node_tp", "allow_pcie_tp", "strict_node")
-    settings = [f"{name}: true" for name in switches if getattr(spec, name)]
-    for name, usual in (("prefetch", 1), ("reshard", "auto")):
-        if getattr(spec, name) != usual and spec.fsdp != 1:
-            settings.append(f"{name}: {getattr(spec, name)}")
-    if spec.order != AXES:
-        order = [axis for axis in spec.order if axis != "operator" or spec.operator > 1]
-        settings.append(f"order: [{', '.join(order)}]")
-    if not settings:
-        return f"parallelism={form}"
-    return f"parallelism={{{', '.join((f'form: {form}', *settings))}}}"
+    return change._replace(options=(*change.options, form_option(spec)))
 
 
 def degrees_of(plan: Plan) -> Degrees:
@@ -146,7 +210,8 @@ def _moves(recipe: Recipe, degrees: Degrees, largest_tp: int) -> Iterator[Degree
 
 
 def _with_train(start: Change, option: str, train: TrainSpec) -> Change:
-    return Change((*start.options, option), replace(start.recipe, train=train), start.degrees)
+    recipe = replace(start.recipe, train=train)
+    return Change((*start.options, option), recipe, start.degrees, option.partition("=")[0])
 
 
 def _with_degrees(start: Change, degrees: Degrees) -> Change:
@@ -159,4 +224,7 @@ def _with_degrees(start: Change, degrees: Degrees) -> Change:
     spec = replace(spec, text=format_form(spec))
     recipe = replace(start.recipe, parallelism=spec)
     options = tuple(option for option in start.options if not option.startswith("parallelism"))
-    return Change((*options, _option(spec, spec.text)), recipe, degrees)
+    kind = next(
+        (axis for axis in ("tp", "pp") if degrees.of(axis) > start.degrees.of(axis)), "data"
+    )
+    return Change((*options, form_option(spec)), recipe, degrees, kind)

@@ -18,15 +18,16 @@ In this order, given degrees first:
 5. ep    the largest divisor of the experts that the ranks of dp x fsdp x cp allow inside one NVLink
          mesh, or, when the job does not fit so or no such divisor is there, over all of them.
 
-Where no data axis is left open, the first open one of pp, cp, tp takes the rest. `auto` is the
-first of `AUTO_FORMS` that fits; it is a rule, not a search.
+Where no data axis is left open, the first open one of pp, cp, tp takes the rest. `auto` is what the
+search (`parctl.planner.search`) finds fastest; where time cannot be predicted, as on CPUs, it is
+the first of `AUTO_FORMS` that fits.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 
 from parctl.errors import CannotPlaceError, ParctlError, UsageError
+from parctl.planner.auto import auto_by_search
 from parctl.planner.degrees import (
     Degrees,
     check_batch,
@@ -35,6 +36,7 @@ from parctl.planner.degrees import (
     with_degrees,
 )
 from parctl.planner.devices import Devices
+from parctl.planner.resolution import Resolution
 from parctl.planner.rules import (
     Job,
     context_degree,
@@ -45,6 +47,7 @@ from parctl.planner.rules import (
     tensor_degree,
 )
 from parctl.planner.schedule_rules import check_schedule
+from parctl.planner.search.costs import Pace
 from parctl.planner.sizes import size_text
 from parctl.recipes.spec import ParallelismSpec, Recipe
 from parctl.topology.placement.request import product_text
@@ -53,20 +56,16 @@ from parctl.topology.placement.request import product_text
 AUTO_FORMS = (("dp",), ("fsdp",), ("tp", "fsdp"), ("tp", "pp", "fsdp"), ("pp", "fsdp"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resolution:
-    """All degrees, and why they are what they are."""
+def resolve_degrees(
+    recipe: Recipe, devices: Devices, *, largest_tp: int, pace: Pace | None = None
+) -> Resolution:
+    """Find every degree of `recipe` on a cluster whose hard rule allows tp up to `largest_tp`.
 
-    recipe: Recipe  # with every degree written into `parallelism`
-    degrees: Degrees
-    axes: Mapping[str, int]  # mesh axes that the recipe names, outermost first
-    explain: tuple[str, ...]
-
-
-def resolve_degrees(recipe: Recipe, devices: Devices, *, largest_tp: int) -> Resolution:
-    """Find every degree of `recipe` on a cluster whose hard rule allows tp up to `largest_tp`."""
+    `pace`: what `auto` ranks by; None: the speed of the devices is not known.
+    """
     if recipe.parallelism.auto:
-        return _resolve_auto(recipe, devices, largest_tp)
+        found = auto_by_search(recipe, devices, largest_tp, pace) if pace else None
+        return found or _auto_by_rule(recipe, devices, largest_tp)
     spec = recipe.parallelism
     given = given_degrees(spec)
     if prod(given.values()) > devices.count:
@@ -127,7 +126,7 @@ def _resolved(recipe: Recipe, degrees: Degrees) -> Recipe:
     return replace(recipe, parallelism=with_degrees(recipe.parallelism, degrees))
 
 
-def _resolve_auto(recipe: Recipe, devices: Devices, largest_tp: int) -> Resolution:
+def _auto_by_rule(recipe: Recipe, devices: Devices, largest_tp: int) -> Resolution:
     """Take the first form of `AUTO_FORMS` that fits, else the one that needs least memory."""
     if recipe.model is None:
         raise UsageError(

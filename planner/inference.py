@@ -23,8 +23,9 @@ from parctl.planner.degrees import Degrees
 from parctl.planner.memory import CPU_BUFFER_BYTES, GPU_BUFFER_BYTES
 from parctl.planner.shards import ceil_div
 from parctl.planner.stages import split_layers
+from parctl.recipes.inference_spec import InferenceSpec
 from parctl.recipes.parameters import count_parameters
-from parctl.recipes.spec import InferenceSpec, ModelSpec, Recipe
+from parctl.recipes.spec import ModelSpec, Recipe
 
 ELEMENT = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2}  # bytes
 SAMPLED = 4  # bytes of a logit when it is sampled from

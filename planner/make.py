@@ -16,12 +16,14 @@ from parctl.planner.devices import Devices, narrowed, survey
 from parctl.planner.expert_placement import explain_experts
 from parctl.planner.flops import flops_convention, model_flops_per_token, tokens_per_step
 from parctl.planner.gradients import with_grad_sync
-from parctl.planner.infer import Resolution, resolve_degrees
+from parctl.planner.infer import resolve_degrees
 from parctl.planner.inference import estimate_inference_memory
 from parctl.planner.inference_estimate import estimate_inference, inference_traffic
 from parctl.planner.memory import estimate_memory
 from parctl.planner.plan import Plan
 from parctl.planner.request import layout_request, node_choice
+from parctl.planner.resolution import Resolution
+from parctl.planner.search.run import pace_of
 from parctl.planner.stages import split_layers
 from parctl.planner.time.calibration import Calibration
 from parctl.planner.time.estimate import estimate_time
@@ -60,7 +62,15 @@ def make_plan(
         strict_node=spec.strict_node,
     )
     try:
-        resolution = resolve_degrees(recipe, devices, largest_tp=most_tp)
+        pace = None
+        if spec.auto and recipe.train is not None and recipe.model is not None:
+            pace = pace_of(recipe, topology, devices, most_tp, calibration)
+        resolution = resolve_degrees(
+            recipe,
+            devices,
+            largest_tp=most_tp,
+            pace=None if isinstance(pace, str) else pace,
+        )
     except CannotPlaceError as error:
         if usable is topology:
             raise
@@ -70,7 +80,7 @@ def make_plan(
     stages: tuple[tuple[int, ...], ...] = ()
     traffic: dict[str, float] | None = None
     if resolved.model is not None and resolved.train is not None:
-        stages = split_layers(resolved.model, degrees.pp * spec.virtual_stages)
+        stages = split_layers(resolved.model, degrees.pp * resolved.parallelism.virtual_stages)
         traffic = bytes_per_step(resolved, degrees, stages)
     if resolved.model is not None and resolved.inference is not None:
         stages = split_layers(resolved.model, degrees.pp)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from parctl.errors import NotBuiltError, UsageError
 from parctl.recipes.parameters import is_sparse
 from parctl.recipes.spec import ModelSpec, ParallelismSpec, Recipe, TrainSpec
+from parctl.runtime.serving.check import unbuilt_inference, uneven_inference
 
 WORKS_TODAY = (
     "Llama, GPT, T5 and MoE models with DP, FSDP (ZERO1, ZERO2, ZERO3), HSDP, TP, TP+SP, CP, EP, "
@@ -22,19 +23,8 @@ def refuse_unbuilt(recipe: Recipe, degrees: Mapping[str, int]) -> None:
     """
     if recipe.task == "script":
         return
-    unbuilt = unbuilt_forms(recipe, degrees)
-    if unbuilt:
-        raise NotBuiltError(
-            f"recipe {recipe.name} asks for what this version cannot run: {', '.join(unbuilt)}",
-            hint=f"what works today: {WORKS_TODAY}",
-        )
-    assert recipe.model and recipe.train
-    problems = uneven_sizes(recipe.model, recipe.train, degrees, sp=recipe.parallelism.sp)
-    if degrees.get("cp", 1) > 1:
-        problems += uneven_context(recipe.model, recipe.train, recipe.parallelism, degrees)
-    problems += uneven_memory(recipe.model, recipe.train, recipe.parallelism, degrees)
-    if recipe.model.moe:
-        problems += uneven_experts(recipe.model, recipe.train, recipe.parallelism, degrees)
+    refuse_unbuilt_forms(recipe, degrees)
+    problems = uneven_parts(recipe, degrees)
     if problems:
         raise UsageError(
             f"recipe {recipe.name} cannot be split so: {'; '.join(problems)}",
@@ -42,12 +32,36 @@ def refuse_unbuilt(recipe: Recipe, degrees: Mapping[str, int]) -> None:
         )
 
 
+def refuse_unbuilt_forms(recipe: Recipe, degrees: Mapping[str, int]) -> None:
+    """Raise NotBuiltError; with no degrees, for what cannot run in any split."""
+    unbuilt = unbuilt_forms(recipe, degrees)
+    if unbuilt:
+        raise NotBuiltError(
+            f"recipe {recipe.name} asks for what this version cannot run: {', '.join(unbuilt)}",
+            hint=f"what works today: {WORKS_TODAY}",
+        )
+
+
+def uneven_parts(recipe: Recipe, degrees: Mapping[str, int]) -> list[str]:
+    """List what the degrees do not divide, with the arithmetic."""
+    if recipe.inference is not None:
+        return uneven_inference(recipe, degrees)
+    assert recipe.model and recipe.train
+    problems = uneven_sizes(recipe.model, recipe.train, degrees, sp=recipe.parallelism.sp)
+    if degrees.get("cp", 1) > 1:
+        problems += uneven_context(recipe.model, recipe.train, recipe.parallelism, degrees)
+    problems += uneven_memory(recipe.model, recipe.train, recipe.parallelism, degrees)
+    if recipe.model.moe:
+        problems += uneven_experts(recipe.model, recipe.train, recipe.parallelism, degrees)
+    return problems
+
+
 def unbuilt_forms(recipe: Recipe, degrees: Mapping[str, int]) -> list[str]:
     """List what is in the grammar but not here, in the recipe's own words."""
     parallelism = recipe.parallelism
     forms = []
-    if recipe.task != "train":
-        forms.append(f"task {recipe.task}")
+    if recipe.inference is not None:
+        forms += unbuilt_inference(recipe, degrees)
     if parallelism.operator > 1 and degrees.get("ep", 1) > 1:
         forms.append(f"operator {parallelism.operator} with ep {degrees['ep']}")
     if recipe.model:

@@ -51,7 +51,9 @@ def train(training: Training, *, stop: Callable[[], bool]) -> Outcome:
     reporter.restart_clock()
     for step in range(first, spec.steps + 1):
         loss_sum = accumulate_gradients(training, step)
-        totals = exchange_totals(training.model, step, loss_sum, stopping=stop())
+        # a save in the background that failed ends the run as soon as all ranks know
+        leaving = stop() or training.checkpoints.failed
+        totals = exchange_totals(training.model, step, loss_sum, stopping=leaving)
         rate = update_weights(training, totals)
         reporter.count_step()
         if step == first:

@@ -101,11 +101,18 @@ def prepare(
             recipe.checkpoint,
             mesh.device,
             reporter.say,
+            tokenizer=tokenizer_of(recipe.data, model),
         ),
         reporter=reporter,
         run=run,
         run_dir=run_dir,
     )
+
+
+def tokenizer_of(data: DataSpec, model: ModelSpec) -> Path | None:
+    """The file that made the tokens, or is said to have made those of a `.bin` file."""
+    path = Path(data.tokenizer)
+    return path if model.vision is None and data.tokenizer != "byte" and path.is_file() else None
 
 
 def directory_of(spec: CheckpointSpec, run_dir: Path) -> Path:

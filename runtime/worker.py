@@ -84,7 +84,12 @@ def start_record(layout: Layout) -> FlightRecord | None:
 
 
 def run_plan(plan: Plan, run_dir: Path, stop: TermSignal) -> Outcome:
-    """Join the other ranks, train, and leave in order."""
+    """Join the other ranks, do the task, and leave in order."""
+    if plan.recipe.inference is not None:
+        from parctl.runtime.serving.task import run_inference  # training needs none of it
+
+        finished = run_inference(plan, run_dir, stop)
+        return Outcome.FINISHED if finished else Outcome.STOPPED
     assert plan.recipe.train and plan.recipe.checkpoint
     device = choose_device()
     join_world(plan.layout, device)

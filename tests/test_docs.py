@@ -10,7 +10,8 @@ from parctl.cli.main import COMMANDS, run
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-PURE = ("plan", "topology", "validate", "schema", "recipes")  # print, and change nothing
+# print, and change nothing
+PURE = ("plan", "topology", "validate", "schema", "recipes", "explain", "simulate")
 
 
 def console_commands() -> list[tuple[str, str]]:

@@ -4,7 +4,6 @@ Every object of a run carries `parctl.dev/run`; so one label finds, and deletes,
 """
 
 import hashlib
-import re
 from typing import Any
 
 Object = dict[str, Any]  # a Kubernetes object as JSON
@@ -50,12 +49,3 @@ def control_port(run_id: str, *, host_network: bool) -> int:
     if not host_network:
         return CONTROL_PORT
     return 20000 + int(hashlib.sha256(run_id.encode()).hexdigest(), 16) % 9000
-
-
-def label_value(text: str) -> str:
-    """Make a label value out of a name.
-
-    >>> label_value("Ada Lovelace <ada@x.org>")
-    'Ada-Lovelace--ada-x.org'
-    """
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", text)[:63].strip("-_.")

@@ -26,6 +26,7 @@ from parctl.launcher.kubernetes.payload import WORKDIR, pack
 from parctl.launcher.kubernetes.placement import topology_request
 from parctl.launcher.kubernetes.pod_template import pod_spec
 from parctl.launcher.kubernetes.shapes import ATTEMPT_FIELDS, Shape, leader_host, workload
+from parctl.launcher.owner import label_value
 from parctl.launcher.run_id import check_run_id
 from parctl.planner.plan import Plan, canonical
 from parctl.recipes.kubernetes_spec import KubernetesSpec
@@ -163,13 +164,13 @@ def _labels(plan: Plan, run_id: str, target: Target) -> dict[str, str]:
     labels = {
         "app.kubernetes.io/name": "parctl",
         "app.kubernetes.io/instance": run_id,
-        "app.kubernetes.io/version": names.label_value(plan.parctl_version),
+        "app.kubernetes.io/version": label_value(plan.parctl_version),
         "app.kubernetes.io/component": plan.recipe.task,
         "app.kubernetes.io/part-of": "parctl",
         "app.kubernetes.io/managed-by": names.MANAGER,
         names.RUN: run_id,
     }
-    return labels | ({names.OWNER: names.label_value(target.owner)} if target.owner else {})
+    return labels | ({names.OWNER: label_value(target.owner)} if target.owner else {})
 
 
 def merge_patch(value: Any, patch: Any) -> Any:

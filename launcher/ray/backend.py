@@ -36,6 +36,7 @@ from parctl.launcher.ray.status import status_of
 from parctl.launcher.run_id import check_run_id
 from parctl.planner.plan import Plan
 from parctl.recipes.spec import Recipe
+from parctl.topology.model import Topology
 from parctl.topology.sources.ray_dashboard import Dashboard, find_dashboard
 
 CANCEL_S = 5.0  # until nothing is left, unless it says otherwise
@@ -58,7 +59,7 @@ class RayBackend:
         """Nothing can begin before the cluster has the plan."""
         yield
 
-    def render(self, plan: Plan, run_id: str) -> Manifests:
+    def render(self, plan: Plan, run_id: str, topology: Topology | None = None) -> Manifests:
         manifest = self._manifest(plan, check_run_id(run_id))
         return Manifests(
             run_id=run_id, backend="ray", plan=plan, documents=tuple(manifest.documents())
@@ -129,14 +130,7 @@ class RayBackend:
         if grace_s is not None:
             self._dashboard.put(grace_package(run_id, grace_s), b"-")
         stop_job(self._dashboard, run_id)
-        deadline = time.monotonic() + (CANCEL_S if grace_s is None else grace_s) + SLACK_S
-        while not self._find(run_id).ended:
-            if time.monotonic() >= deadline:
-                raise BackendError(
-                    f"run `{run_id}` was told to stop and Ray does not say that it has",
-                    hint=f"`parctl why {run_id}`, and the job's page of the dashboard",
-                )
-            time.sleep(POLL_S)
+        self._wait_for_end(run_id, (CANCEL_S if grace_s is None else grace_s) + SLACK_S)
 
     def delete(self, run_id: str) -> None:
         """Remove an ended run from Ray's job table. Files below `storage` are the user's."""
@@ -145,6 +139,7 @@ class RayBackend:
             raise UsageError(
                 f"run `{run_id}` is {status.state}", hint=f"`parctl cancel {run_id}` first"
             )
+        self._wait_for_end(run_id, SLACK_S)  # the driver says it a moment before Ray does
         delete_job(self._dashboard, run_id)
 
     def list(self) -> Sequence[RunStatus]:
@@ -192,6 +187,16 @@ class RayBackend:
                 hint="`parctl list -b ray` shows the runs",
             )
         return job
+
+    def _wait_for_end(self, run_id: str, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not self._find(run_id).ended:
+            if time.monotonic() >= deadline:
+                raise BackendError(
+                    f"run `{run_id}` is to end and Ray does not say that it has",
+                    hint=f"`parctl why {run_id}`, and the job's page of the dashboard",
+                )
+            time.sleep(POLL_S)
 
     def _where(self, job: Job) -> str:
         return f"{self._dashboard.address}/#/jobs/{job.job_id}"

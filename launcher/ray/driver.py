@@ -82,9 +82,6 @@ class Driver:
                 fix=fix_for(str(error)) or "the log of the job has the traceback",
             )
             return self._end(State.FAILED, verdict)
-        finally:
-            if self._placed is not None:
-                self._placer.release(self._placed)
 
     def _run(self) -> State:
         timeout_s = self._settings["timeout_s"]
@@ -109,8 +106,7 @@ class Driver:
                 return self._end(state, verdict)
             self._publisher.change(state=State.RESTARTING, restarts=number)
             if self._placed.team.lost and not self._placer.mend(self._placed):
-                self._placer.release(self._placed)
-                self._placed = None
+                self._release()
         raise AssertionError("the last attempt returns")
 
     def _place(self, deadline: float | None, *, again: bool) -> Placed | None:
@@ -194,7 +190,14 @@ class Driver:
             self._waits_for = reason.sentence
             self._say(f"waiting: {reason.sentence}")
 
+    def _release(self) -> None:
+        """Give the nodes back: who is told of the end finds nothing left."""
+        placed, self._placed = self._placed, None
+        if placed is not None:
+            self._placer.release(placed)
+
     def _end(self, state: State, verdict: Verdict | None) -> State:
+        self._release()
         self._say(f"the run is {state}")
         if verdict is not None:
             self._say(verdict.sentence)

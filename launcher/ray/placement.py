@@ -127,11 +127,16 @@ class Placer:
         """The plan itself if its nodes are free, else one for nodes that are."""
         if self._is_free(self._plan, nodes):
             return self._plan, ()
-        free = {name for name, node in nodes.items() if self._is_whole(node)}
+        request = request_of(self._plan)
+        free = {
+            name
+            for name, node in nodes.items()
+            if name not in request.exclude and self._is_whole(node)
+        }
         topology = read_cluster(self._dashboard.address)
         there = {node.name: None for node in topology.nodes if node.name in free}
         try:
-            binding = rebind(request_of(self._plan), self._plan.layout, there, topology)
+            binding = rebind(request, self._plan.layout, there, topology)
         except ParctlError:  # the reason is told by `why_not_now`, of the plan's own nodes
             pass
         else:

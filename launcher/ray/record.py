@@ -48,7 +48,7 @@ def record_text(record: Record) -> str:
 def read_record(metadata: Mapping[str, Any] | None) -> Record | None:
     """The driver's word on a run; None before its first, or from another version of parctl."""
     try:
-        data = json.loads((metadata or {})[KEY])
+        data = dict(json.loads((metadata or {})[KEY]))
         if data.pop("schema") != SCHEMA:
             return None
         record = from_json(Record, data)

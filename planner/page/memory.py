@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from parctl.planner.memory import TERMS
 from parctl.planner.page.parts import bar, legend, paragraph, section, table
 from parctl.planner.plan import Plan
 from parctl.planner.sizes import size_text
 from parctl.topology.picture.drawing import escaped
 
 MOST_STAGES = 24
+# of a stage, beside its terms in bytes
+FACTS = ("stage", "layers", "parameters", "micro_batches", "block_bytes", "total")
 
 
 def memory_section(plan: Plan) -> str:
@@ -17,7 +18,9 @@ def memory_section(plan: Plan) -> str:
     stages = memory.get("stages")
     if not stages:
         return section("Memory", paragraph(memory.get("reason", "not estimated"), "dim"))
-    terms = [term for term in TERMS if any(stage[term] for stage in stages)]
+    terms = [
+        term for term in stages[0] if term not in FACTS and any(stage[term] for stage in stages)
+    ]
     shown = shown_stages(stages, memory["worst_stage"])
     usable = memory["usable_bytes"]
     scale = max(usable or 0, memory["total_bytes"]) * 1.04
@@ -61,16 +64,17 @@ def verdict(memory: Mapping[str, Any]) -> str:
     """What the mark in the bars is."""
     if memory["usable_bytes"] is None:
         return "The memory of the devices is not known, so there is no verdict."
+    state = f" State: {memory['regime']}." if "regime" in memory else ""
     return (
         f"Dashed: {size_text(memory['usable_bytes'])}, {memory['usable_fraction']:.0%} of a "
-        f"device's {size_text(memory['device_bytes'])}. State: {memory['regime']}."
+        f"device's {size_text(memory['device_bytes'])}.{state}"
     )
 
 
 def counted(stage: Mapping[str, Any], term: str) -> float:
     """What a term adds to the total: of `working` and `logits` only the larger one does."""
     value = float(stage[term])
-    if term in ("working", "logits"):
+    if term in ("working", "logits") and "working" in stage:
         other = float(stage["logits" if term == "working" else "working"])
         return value if value > other or (value == other and term == "working") else 0.0
     return value

@@ -65,6 +65,11 @@ def tiles(plan: Plan) -> Iterator[str]:
         yield tile(f"{time['tokens_per_s_per_gpu']:,.4g}", "tokens/s per GPU")
         if time.get("mfu") is not None:
             yield tile(f"{time['mfu']:.1%}", "MFU, attention counted causal")
+    if "per_token_s" in time.get("inference", {}):
+        inference = time["inference"]
+        yield tile(f"{inference['first_token_s'] * 1e3:,.3g} ms", "first token, one request")
+        yield tile(f"{inference['per_token_s'] * 1e3:,.3g} ms", "each further token")
+        yield tile(f"{inference['full']['tokens_per_s']:,.4g}", "tokens/s with all requests")
     if time.get("tokens_per_step"):
         yield tile(f"{time['tokens_per_step']:,}", "tokens per step")
         yield tile(f"{time['micro_batches_per_step']:,}", "micro-batches per rank")

@@ -1,5 +1,8 @@
 """What a step's time is spent on, and the pipeline schedule that it runs."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from parctl.planner.chart.chart import Chart, chart_of_spec
 from parctl.planner.chart.svg import STYLE as CHART_STYLE
 from parctl.planner.chart.svg import chart_svg
@@ -13,6 +16,8 @@ ROUNDS = 4  # micro-batches per pipeline rank that are drawn, fewer where ranks 
 
 def step_section(plan: Plan) -> str:
     basis, parts = plan.time.get("step_time_basis"), plan.time.get("step_parts_s")
+    if "inference" in plan.time:
+        return _inference_section(plan.time["inference"])
     if parts is None:
         return section("Step time", paragraph(str(basis or "not estimated"), "dim"))
     step = plan.time["step_time_s"]
@@ -34,11 +39,39 @@ def step_section(plan: Plan) -> str:
     )
 
 
+def _inference_section(times: Mapping[str, Any]) -> str:
+    if "per_token_s" not in times:
+        return section("How long tokens take", paragraph(times["basis"], "dim"))
+    full = times["full"]
+    rows = [
+        ["first token", _ms(times["first_token_s"]), _ms(full["first_token_s"])],
+        ["each further token", _ms(times["per_token_s"]), _ms(full["per_token_s"])],
+        [
+            "tokens per second",
+            f"{1 / times['per_token_s']:,.4g}",
+            f"{full['tokens_per_s']:,.4g} in all",
+        ],
+    ]
+    told = (
+        f"{times['prompt_tokens']:,} tokens in, {times['output_tokens']:,} out; {times['basis']}."
+    )
+    head = ("", "one request", f"{full['sequences']:,} requests at once")
+    return section(
+        "How long tokens take", paragraph(told, "dim"), table(head, rows, numbers=(1, 2))
+    )
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.3g} ms"
+
+
 def schedule_section(plan: Plan) -> str:
     pp = plan.layout.axes.get("pp", 1)
     micro_batches = plan.time.get("micro_batches_per_step")
     if pp == 1 or micro_batches is None:
         words = "One pipeline stage: no rank waits for another one's layers."
+        if pp > 1:
+            words = "Forward passes only: a request goes from stage to stage."
         return section("Pipeline schedule", paragraph(words, "dim"))
     if pp > MOST_RANKS:
         return section("Pipeline schedule", paragraph(f"{pp} pipeline ranks, not drawn.", "dim"))

@@ -59,12 +59,14 @@ class Choice:
         """By how much its time is lengthened when choices are ranked.
 
         Predictions are within a few percent, so what is more involved has to be worth it: 1% for
-        every axis that splits the model, 0.5% for a schedule other than 1F1B, 0.1% for each further
-        virtual stage and for each stage of ZeRO, 0.2% for replicas of shards (HSDP).
+        every axis that splits the model and for sharding states at all, 0.5% for a schedule other
+        than 1F1B, 0.1% for each further virtual stage and each stage of ZeRO, 0.2% for replicas of
+        shards (HSDP).
         """
         axes = sum(size > 1 for size in (self.tp, self.pp, self.cp, self.ep))
         points = 10 * axes + 5 * (self.schedule != "1f1b") + self.virtual_stages - 1
-        points += self.zero_stage + 2 * (self.dp > 1 and self.fsdp > 1)
+        points += 10 * (self.zero_stage > 0) + self.zero_stage
+        points += 2 * (self.dp > 1 and self.fsdp > 1)
         return 1 + points / 1000
 
     def put_into(self, recipe: Recipe) -> Recipe:

@@ -21,7 +21,7 @@ from parctl.planner.search.choice import Choice
 from parctl.planner.search.space import Flow, Shape, Space, Split, Unit, choice
 from parctl.planner.stages import pipeline_rank, split_layers
 from parctl.planner.states import REGIMES
-from parctl.planner.time.constants import FITTED, Constants
+from parctl.planner.time.constants import Constants
 from parctl.planner.time.job import Fabric, Job, job_of
 from parctl.planner.time.pipeline import StageTime, least_duration, least_waiting
 from parctl.planner.time.step import StepTime, head_time, layer_time, step_time
@@ -32,14 +32,21 @@ from parctl.topology.products import Product
 Sync = Literal["each", "last"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Costs:
-    """Prices the choices of one space on the links and devices of one cluster."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How fast a cluster is: what times are computed from."""
 
-    space: Space
     product: Product
     fabric: Fabric  # `num_devices` is set by every choice
-    constants: Constants = FITTED
+    constants: Constants
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Prices the choices of one space at the pace of one cluster."""
+
+    space: Space
+    pace: Pace
 
     @cached_property
     def _held(self) -> dict[tuple[Shape, Flow], tuple[Held, ...]]:
@@ -57,6 +64,10 @@ class Costs:
     def _is_sparse(self) -> list[bool]:
         model = self.space.model
         return [is_sparse(model, layer) for layer in range(model.num_layers)]
+
+    @property
+    def constants(self) -> Constants:
+        return self.pace.constants
 
     @property
     def devices(self) -> Devices:
@@ -103,8 +114,8 @@ class Costs:
 
     def least_memory(self, shape: Shape, flow: Flow) -> Memory:
         """With the state shared among all data ranks, gradients scattered at once."""
-        data, whole = shape.data, shape.unit.tp * shape.unit.cp * shape.pp
-        shared = data > 1 or (shape.unit.cp > 1 and whole == self.space.usable(shape.unit.tp))
+        data = shape.data
+        shared = data > 1 or self.space.shares_along_cp(shape)
         split = Split(1, data, 3) if shared else Split(data, 1, 0)
         return self._memory(shape, flow, split, whole_gradients=not shared)
 
@@ -151,8 +162,8 @@ class Costs:
     def _job_of(self, recipe: Recipe, chosen: Choice) -> Job:
         degrees = chosen.degrees
         stages = self._dealt(degrees.pp * chosen.virtual_stages)
-        fabric = replace(self.fabric, num_devices=degrees.world_size)
-        job = job_of(recipe, degrees, stages, self.product, fabric)
+        fabric = replace(self.pace.fabric, num_devices=degrees.world_size)
+        job = job_of(recipe, degrees, stages, self.pace.product, fabric)
         assert job is not None, "a precision that the model of time does not know"
         return job
 

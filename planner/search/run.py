@@ -5,24 +5,26 @@ The links are those that a layout would give: a probe is laid out once, and its 
 
 from dataclasses import replace
 from difflib import get_close_matches
+from typing import get_args
 
 from parctl.errors import CannotPlaceError, UsageError
 from parctl.planner.devices import Devices, survey
 from parctl.planner.request import layout_request, node_choice
 from parctl.planner.search.best_first import Search
-from parctl.planner.search.choice import FIELDS, RECOMPUTES, SCHEDULES
-from parctl.planner.search.costs import Costs
+from parctl.planner.search.choice import FIELDS, RECOMPUTES
+from parctl.planner.search.costs import Costs, Pace
 from parctl.planner.search.found import Found
 from parctl.planner.search.space import Kept, Space
+from parctl.planner.time.calibration import Calibration
+from parctl.planner.time.constants import FITTED
 from parctl.planner.time.estimate import fabric_of, not_modelled, slowest
-from parctl.planner.time.job import Fabric
-from parctl.recipes.spec import Recipe
+from parctl.recipes.spec import Recipe, Schedule
 from parctl.topology.model import Topology
 from parctl.topology.placement import largest_tp, lay_out
 from parctl.topology.placement.available import available
 
 WORDS = {"zero": "zero_stage", "mb": "micro_batch", "v": "virtual_stages"}  # shorter names
-NAMED = {"schedule": SCHEDULES, "recompute": RECOMPUTES, "cp_kind": ("ring", "ulysses")}
+NAMED = {"schedule": get_args(Schedule), "recompute": RECOMPUTES, "cp_kind": ("ring", "ulysses")}
 
 
 def search(
@@ -32,19 +34,26 @@ def search(
     keep: Kept,
     max_devices: int | None = None,
     top: int = 8,
+    calibration: Calibration | None = None,
 ) -> Found:
     """Find the fastest ways to run `recipe` on `topology`.
 
     Raises UsageError where time cannot be predicted, since nothing could be ranked then.
     """
-    space, fabric = survey_space(recipe, topology, keep=keep, max_devices=max_devices)
-    return Search(costs=costs_of(space, fabric), top=top).run()
+    space = survey_space(recipe, topology, keep=keep, max_devices=max_devices)
+    pace = pace_of(recipe, topology, space.devices, space.largest_tp, calibration)
+    if isinstance(pace, str):
+        raise UsageError(
+            f"{recipe.source}: nothing to rank by: {pace}",
+            hint="name devices whose speed is known, as in `--cluster h100:16x8`",
+        )
+    return Search(costs=Costs(space=space, pace=pace), top=top).run()
 
 
 def survey_space(
     recipe: Recipe, topology: Topology, *, keep: Kept, max_devices: int | None
-) -> tuple[Space, Fabric | None]:
-    """What can be chosen on a cluster, and its links; None where their speed is not known."""
+) -> Space:
+    """What can be chosen on a cluster. UsageError: the recipe trains no model."""
     if recipe.model is None or recipe.train is None:
         raise UsageError(
             f"{recipe.source}: task: {recipe.task} has no degrees to search for",
@@ -52,45 +61,53 @@ def survey_space(
         )
     spec = recipe.parallelism
     usable = available(topology, **node_choice(recipe))
-    devices = survey(usable, strict_node=spec.strict_node, allow_pcie_tp=spec.allow_pcie_tp)
     most = largest_tp(
         usable,
         allow_pcie_tp=spec.allow_pcie_tp,
         allow_cross_node_tp=spec.allow_cross_node_tp,
         strict_node=spec.strict_node,
     )
-    space = Space(
-        recipe=recipe, devices=devices, largest_tp=most, max_devices=max_devices, keep=keep
+    return Space(
+        recipe=recipe,
+        devices=survey(usable, strict_node=spec.strict_node, allow_pcie_tp=spec.allow_pcie_tp),
+        largest_tp=most,
+        max_devices=max_devices,
+        keep=keep,
     )
-    return space, links(recipe, topology, devices, most)
 
 
-def links(recipe: Recipe, topology: Topology, devices: Devices, most_tp: int) -> Fabric | None:
-    """The links of a cluster as a layout of all its devices proves them."""
+def pace_of(
+    recipe: Recipe,
+    topology: Topology,
+    devices: Devices,
+    most_tp: int,
+    calibration: Calibration | None,
+) -> Pace | str:
+    """How fast a cluster is, its links as a layout of all devices proves them; or why unknown."""
     product = slowest(devices)
-    if product is None:
-        return None
+    reason = not_modelled(recipe, devices, product)
+    if reason is not None or product is None:
+        return reason or "the devices are not known"
     tp = max(1, most_tp)
     spec = replace(recipe.parallelism, ep=1, etp=1)
-    axes = {"fsdp": max(1, devices.usable(tp) // tp), "tp": tp}
-    try:
-        layout = lay_out(layout_request(replace(recipe, parallelism=spec), axes, None), topology)
-    except CannotPlaceError:
-        axes = {"fsdp": devices.count}
-        layout = lay_out(layout_request(replace(recipe, parallelism=spec), axes, None), topology)
-    return fabric_of(layout, devices, product)
-
-
-def costs_of(space: Space, fabric: Fabric | None) -> Costs:
-    """Raises UsageError where the time of a step cannot be predicted."""
-    product = slowest(space.devices)
-    reason = not_modelled(space.recipe, space.devices, product)
-    if reason is not None or product is None or fabric is None:
-        raise UsageError(
-            f"{space.recipe.source}: nothing to rank by: {reason or 'the links are not known'}",
-            hint="name devices whose speed is known, as in `--cluster h100:16x8`",
+    probe = replace(recipe, parallelism=spec)
+    shapes = [{"fsdp": devices.count}]
+    if groups := devices.usable(tp) // tp:
+        shapes.insert(0, {"fsdp": groups, "tp": tp})
+    for axes in shapes:
+        try:
+            layout = lay_out(layout_request(probe, axes, None), topology)
+        except CannotPlaceError:
+            continue
+        fabric = fabric_of(layout, devices, product)
+        if calibration is None:
+            return Pace(product=product, fabric=fabric, constants=FITTED)
+        return Pace(
+            product=product,
+            fabric=calibration.fabric(fabric),
+            constants=calibration.constants(product),
         )
-    return Costs(space=space, product=product, fabric=fabric)
+    return "its devices cannot be laid out"
 
 
 def read_keep(words: list[str]) -> Kept:

@@ -18,7 +18,7 @@ field of a choice.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import gcd
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 from parctl.planner.devices import Devices
 from parctl.planner.rules import MOST_UNEVEN, divisors, sp_divides, tensor_candidates
@@ -27,6 +27,7 @@ from parctl.recipes.spec import ModelSpec, Recipe, Recompute, Schedule
 
 MOST_MICRO_BATCH = 32
 MOST_VIRTUAL_STAGES = 8
+USUAL = ("none", "selective", "full")  # partitioned recompute only where it is asked for
 Kept = Mapping[str, int | str]
 
 
@@ -138,16 +139,25 @@ class Space:
             for schedule, virtual in self.schedules(shape):
                 yield Flow(recompute, schedule, virtual)
 
+    def shares_along_cp(self, shape: Shape) -> bool:
+        """Whether a lone data rank can shard its state over cp.
+
+        FSDP has to be left open then, and must find no more devices than these.
+        """
+        cp, devices = shape.unit.cp, shape.unit.tp * shape.unit.cp * shape.pp * shape.data
+        return cp > 1 and shape.data == 1 and devices == self.devices.usable(shape.unit.tp)
+
     def recomputes(self) -> list[Recompute]:
-        return [mode for mode in RECOMPUTES[:3] if self._keeps("recompute", mode)]
+        """From the one that keeps most activations to the one that keeps least."""
+        kept = self.keep.get("recompute")
+        return [mode for mode in RECOMPUTES if kept == mode or (kept is None and mode in USUAL)]
 
     def splits(self, shape: Shape) -> Iterator[Split]:
-        data, cp, ep = shape.data, shape.unit.cp, shape.unit.ep
+        data, ep = shape.data, shape.unit.ep
         if self._keeps("zero_stage", 0) and self._keeps("fsdp", 1) and self._keeps("dp", data):
             yield Split(data, 1, 0)
-        whole = shape.unit.tp * cp * shape.pp == self.usable(shape.unit.tp)
-        if data == 1 and (cp == 1 or not whole):
-            return  # nothing to share with; or FSDP, which has to be left open, would find more
+        if data == 1 and not self.shares_along_cp(shape):
+            return
         for fsdp in divisors(data):
             if fsdp < data and (ep > 1 or fsdp not in self._islands(shape)):
                 continue
@@ -157,7 +167,7 @@ class Space:
                 continue
             for stage in (1, 2, 3) if fsdp == data else (3,):
                 if self._keeps("zero_stage", stage):
-                    yield Split(data // fsdp, fsdp, cast(Literal[1, 2, 3], stage))
+                    yield Split(data // fsdp, fsdp, stage)
 
     def _islands(self, shape: Shape) -> tuple[int, ...]:
         """Sizes of shards beside replicas: what an NVLink mesh, or 4, 16 or 64 of them hold."""

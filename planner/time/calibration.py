@@ -58,7 +58,7 @@ class Calibration:
             measured["ring_latency"] = network.latency_s
         share = self.products["bf16"].share if "bf16" in self.products else None
         if share is not None and product.bf16_flops:
-            held = held_share(product.key, product.bf16_flops, fitted)
+            held = held_share(product, fitted)
             measured[f"gemm_{generation_of(product.key)}"] = share / held
         return replace(fitted, **measured)
 

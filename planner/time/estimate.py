@@ -37,7 +37,7 @@ def estimate_time(
     devices: Devices,
     calibration: Calibration | None = None,
 ) -> dict[str, Any]:
-    """Predict a step of `recipe` on its layout, by what the cluster was measured to reach if it was.
+    """Predict a step of `recipe` on its layout. What a calibration measured wins over constants.
 
     `step_time_basis` says how far such predictions are off, or why there is none.
     """

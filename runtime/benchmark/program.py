@@ -4,14 +4,13 @@ Started as any `task: script`: it reads RANK, WORLD_SIZE, LOCAL_RANK and MASTER_
 order of the layout, so the groups are slices of the mesh that the plan describes. Rank 0 prints a
 line of JSON for every measurement, the slowest rank's seconds::
 
-    parctl-bench {"axis": "tp", "collective": "all-reduce", "size": 8, "bytes": 4096, "seconds": ...}
-    parctl-bench {"product": [8192, 8192, 3584], "dtype": "bf16", "seconds": ...}
+    parctl-bench {"axis": "tp", "size": 8, "collective": "send", "bytes": 4096, "seconds": 2e-5}
+    parctl-bench {"product": [8192, 8192, 3584], "dtype": "bf16", "seconds": 8e-4}
 """
 
 import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
 
 import torch
@@ -84,4 +83,4 @@ def _say(line: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

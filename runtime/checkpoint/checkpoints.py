@@ -46,6 +46,7 @@ from parctl.runtime.parallel.mesh import LONG_TIMEOUT
 from parctl.topology.layout import Layout
 
 SCHEMA = 1
+TOKENIZER = "tokenizer.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +74,11 @@ class Checkpoints:
         spec: CheckpointSpec,
         device: torch.device,
         say: Callable[[str], None],
+        *,
+        tokenizer: Path | None,
     ) -> None:
-        self.directory = directory
+        """`tokenizer`: a file that every checkpoint is to hold, for who reads it later."""
+        self.directory, self._tokenizer = directory, tokenizer
         self._spec, self._say = spec, say
         self._group = dist.new_group(backend="gloo", timeout=LONG_TIMEOUT, group_desc="checkpoint")
         self._stager: DefaultStager | None = None
@@ -124,6 +128,11 @@ class Checkpoints:
         )
         self._writer.start()
 
+    @property
+    def failed(self) -> bool:
+        """Whether the save in the background has failed on this rank."""
+        return self._failure is not None
+
     def finish(self) -> None:
         """Wait for the save in the background, and raise what it raised."""
         if self._writer is not None:
@@ -156,8 +165,12 @@ class Checkpoints:
                 f"cannot write {final}, {free / 1e9:.1f} GB are free there: {first_cause(error)}",
                 hint="the checkpoints before it are whole, and the next launch continues them",
             ) from None
-        # `.metadata`, which lists what is where, is written by the first rank
-        own = [*partial.glob(f"__{rank}_*"), *(partial.glob(".metadata") if rank == 0 else ())]
+        own = [*partial.glob(f"__{rank}_*")]
+        if rank == 0:
+            own.append(partial / ".metadata")  # which lists what is where
+            if self._tokenizer is not None:
+                own.append(partial / TOKENIZER)
+                shutil.copyfile(self._tokenizer, own[-1])
         gathered: list[dict[str, FileRecord]] = [{}] * dist.get_world_size()
         dist.all_gather_object(
             gathered, {path.name: directory_of.record(path) for path in own}, group=self._group

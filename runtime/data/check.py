@@ -84,15 +84,20 @@ def find_end_token(data: DataSpec, form: str) -> int:
         )
     if data.tokenizer == "byte":
         return BYTE_END
-    ids = token_ids(find_tokenizer(data.tokenizer))
-    marks = [ids[mark] for mark in END_OF_TEXT if mark in ids]
-    if not marks:
+    mark = end_mark(find_tokenizer(data.tokenizer))
+    if mark is None:
         raise UsageError(
             f"data.document_mask: {data.tokenizer} has none of the marks that end a document: "
             f"{', '.join(END_OF_TEXT)}",
             hint="set data.document_mask: false, or use another tokenizer",
         )
-    return marks[0]
+    return mark[1]
+
+
+def end_mark(tokenizer: Path) -> tuple[str, int] | None:
+    """Return what ends a document in a tokenizer.json, and its id."""
+    ids = token_ids(tokenizer)
+    return next(((mark, ids[mark]) for mark in END_OF_TEXT if mark in ids), None)
 
 
 def common_format(files: Sequence[Path], spec: DataSpec) -> str:

@@ -1,4 +1,5 @@
-"""A checkpoint written as a Hugging Face folder: `config.json`, safetensors files and their index.
+"""A checkpoint written as a Hugging Face folder: `config.json`, safetensors files, their index, and
+the tokenizer that the checkpoint holds.
 
 One process, no devices. What goes into which file is decided from the model's shape alone, so each
 file's header is written first and the weights pass through memory layer by layer.
@@ -22,8 +23,9 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from parctl.errors import ParctlError, UsageError
 from parctl.recipes.spec import ModelSpec, from_json
-from parctl.runtime.checkpoint.checkpoints import read_progress
+from parctl.runtime.checkpoint.checkpoints import TOKENIZER, read_progress
 from parctl.runtime.checkpoint.directory import NAME, find_checkpoints, wrong_content, wrong_size
+from parctl.runtime.data.check import end_mark
 from parctl.runtime.huggingface.config import config_of
 from parctl.runtime.huggingface.files import INDEX, NUM_BYTES, SINGLE
 from parctl.runtime.huggingface.names import Weight, weights
@@ -72,6 +74,7 @@ def export(checkpoint: Path, folder: Path, *, dtype: str, file_bytes: int = FILE
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
+        config |= copy_tokenizer(checkpoint, partial)
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         for file_name, content in files.items():
             write_file(partial / file_name, content, checkpoint, dtype)
@@ -93,6 +96,20 @@ def export(checkpoint: Path, folder: Path, *, dtype: str, file_bytes: int = FILE
         num_bytes=num_bytes,
         files=tuple(files),
     )
+
+
+def copy_tokenizer(checkpoint: Path, folder: Path) -> dict[str, int]:
+    """Copy the tokenizer that a checkpoint holds. Returns what `config.json` says of it."""
+    source = checkpoint / TOKENIZER
+    if not source.is_file():
+        return {}
+    shutil.copyfile(source, folder / TOKENIZER)
+    mark = end_mark(source)
+    about = {"tokenizer_class": "PreTrainedTokenizerFast"} | (
+        {"eos_token": mark[0]} if mark else {}
+    )
+    (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
+    return {"eos_token_id": mark[1]} if mark else {}
 
 
 def choose(path: Path) -> Path:

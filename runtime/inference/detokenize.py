@@ -34,13 +34,19 @@ class Detokenizer(Protocol):
 
 
 class TextTokenizer(Protocol):
-    num_ids: int
-    stop_tokens: tuple[int, ...]  # that end a text
+    @property
+    def num_ids(self) -> int:
+        """One more than the largest token."""
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """Which tokens end a text."""
 
     def encode(self, text: str, *, whole: bool) -> list[int]:
         """`whole`: with the marks that begin a text, which a chat template writes itself."""
 
-    def detokenizer(self) -> Detokenizer: ...
+    def detokenizer(self) -> Detokenizer:
+        """Return a new one, for one sample."""
 
     def piece(self, token: int) -> bytes:
         """Return what one token stands for."""

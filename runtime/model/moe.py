@@ -23,7 +23,9 @@ from parctl.runtime.model.feed_forward import FeedForward, activate
 from parctl.runtime.model.linear import Exchange, local, nothing
 from parctl.runtime.model.router import Router, count
 
-Dispatch = Callable[["Experts", Tensor, Tensor], Tensor]
+# Given tokens, which of them each row is, sorted by expert, and how many rows are each expert's:
+# what the experts answer to so many rows. Rows that no expert takes are at the end.
+Dispatch = Callable[["Experts", Tensor, Tensor, Tensor], Tensor]
 
 
 class Experts(nn.Module):
@@ -33,6 +35,7 @@ class Experts(nn.Module):
         super().__init__()
         assert model.moe
         self.activation = model.activation
+        self.drops = model.moe.capacity_factor is not None
         inner = (model.moe.num_experts, model.moe.expert_ffn_dim, model.dim)
         outer = (model.moe.num_experts, model.dim, model.moe.expert_ffn_dim)
         gated = model.activation == "swiglu"
@@ -60,9 +63,11 @@ def grouped_linear(x_RI: Tensor, weight: Tensor, counts_E: Tensor) -> Tensor:
     return torch.cat([F.linear(r, w) for r, w in zip(rows, weight_EOI.unbind(), strict=True)])
 
 
-def on_this_device(experts: Experts, x_RD: Tensor, counts_E: Tensor) -> Tensor:
-    """The dispatch of a rank that holds all experts."""
-    out: Tensor = experts(x_RD, counts_E)
+def on_this_device(experts: Experts, x_TD: Tensor, tokens_R: Tensor, counts_E: Tensor) -> Tensor:
+    """The dispatch of a rank that holds all experts. The host waits only where rows are dropped."""
+    if experts.drops:
+        tokens_R = tokens_R[: int(counts_E.sum())]
+    out: Tensor = experts(x_TD.index_select(0, tokens_R), counts_E)
     return out
 
 
@@ -110,13 +115,10 @@ class Moe(nn.Module):
         num_experts, top_k = self.moe.num_experts, experts_Tk.shape[1]
         if self.places is not None:
             experts_Tk = self.places[experts_Tk]
-        queue, order = experts_Tk.flatten().sort(stable=True)
-        if self.moe.capacity_factor is not None:  # the dropped ones are at the end
-            order = order[: int((queue < num_experts).sum())]
+        order = experts_Tk.flatten().argsort(stable=True)  # the dropped ones are at the end
         counts_E = count(experts_Tk.flatten(), num_experts + 1)[:-1]
-        rows_RD = x_TD.index_select(0, order // top_k)
-        answers_RD = self.dispatch(self.experts, rows_RD, counts_E)
-        answers_ND = place_rows(answers_RD, order, queue.shape[0])
+        answers_RD = self.dispatch(self.experts, x_TD, order // top_k, counts_E)
+        answers_ND = place_rows(answers_RD, order[: len(answers_RD)], len(order))
         return torch.bmm(
             weights_Tk.unsqueeze(1), answers_ND.view(-1, top_k, x_TD.shape[1])
         ).squeeze(1)

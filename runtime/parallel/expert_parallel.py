@@ -209,17 +209,20 @@ def split_experts(experts: Experts, mesh: RankMesh) -> None:
 
 
 def send_to_experts(
-    ep: dist.ProcessGroup, experts: Experts, x_RD: Tensor, counts_E: Tensor
+    ep: dist.ProcessGroup, experts: Experts, x_TD: Tensor, tokens_R: Tensor, counts_E: Tensor
 ) -> Tensor:
-    """Let the ranks that own the experts answer our rows, and answer theirs."""
+    """Let the ranks that own the experts answer our rows, and answer theirs.
+
+    The host waits once: for how many rows go where, which also says how many are dropped.
+    """
     counts_PE = counts_E.view(ep.size(), -1)  # E: of one rank, P: ranks
     each = [1] * ep.size()
     theirs_PE = all_to_all_rows(counts_PE, each, each, ep)
     send, receive = torch.stack((counts_PE.sum(dim=1), theirs_PE.sum(dim=1))).tolist()
-    swapped_RD = swap(x_RD, send, receive, ep)
+    swapped_RD = swap(x_TD.index_select(0, tokens_R[: sum(send)]), send, receive, ep)
     # sorted by rank, then expert; experts want all their rows together
     num_ranks, num_experts = theirs_PE.shape
-    owners = torch.arange(num_experts, device=x_RD.device).repeat(num_ranks)
+    owners = torch.arange(num_experts, device=x_TD.device).repeat(num_ranks)
     order = owners.repeat_interleave(theirs_PE.flatten(), output_size=sum(receive)).argsort(
         stable=True
     )

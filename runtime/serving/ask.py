@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from parctl.errors import UsageError
 from parctl.recipes.inference_spec import SamplingSpec
@@ -57,14 +58,9 @@ class Reader:
     defaults: SamplingSpec
 
     def completion(self, body: CompletionBody, limits: Limits) -> Ask:
-        given = body.prompt
-        prompts: Sequence[str | Sequence[int]]
-        if isinstance(given, str):
-            prompts = [given]
-        elif isinstance(given[0], int):
-            prompts = [[token for token in given if isinstance(token, int)]]
-        else:
-            prompts = [one for one in given if not isinstance(one, int)]
+        given: Any = body.prompt
+        one = isinstance(given, str) or isinstance(given[0], int)  # a text, or its tokens
+        prompts: Sequence[str | Sequence[int]] = [given] if one else given
         sampling = self._sampling(body, max_tokens=body.max_tokens, logprobs=body.logprobs)
         return self._ask(body, prompts, sampling, limits, chat=False)
 

@@ -10,11 +10,12 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
 from parctl.errors import ParctlError
+from parctl.runtime.inference.detokenize import TextTokenizer
 from parctl.runtime.inference.request import Request
 from parctl.runtime.serving.ask import Ask
 from parctl.runtime.serving.hub import Hub, Running
 from parctl.runtime.serving.metrics import Metrics
-from parctl.runtime.serving.samples import Answer, AnswerWriter, Part, TextTokenizer
+from parctl.runtime.serving.samples import Answer, AnswerWriter, Part
 
 
 class Call:

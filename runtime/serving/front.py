@@ -33,7 +33,7 @@ from parctl.runtime.serving.ask import Reader
 from parctl.runtime.serving.guard import Gate, Keys
 from parctl.runtime.serving.hub import Hub
 from parctl.runtime.serving.metrics import Metrics
-from parctl.runtime.serving.order import Order
+from parctl.runtime.serving.order import Order, url_of
 
 BACKLOG = 4096
 LINGER_S = 1.0  # for answers on their way when the process ends
@@ -156,16 +156,6 @@ async def bind(host: str, port: int) -> socket.socket:
                     hint="`serve.port: 0` takes any free port",
                 ) from error
         await asyncio.sleep(0.1)
-
-
-def url_of(host: str, port: int) -> str:
-    """Return the address for a browser on this machine.
-
-    >>> url_of("0.0.0.0", 8000), url_of("::1", 8000)
-    ('http://127.0.0.1:8000/v1', 'http://[::1]:8000/v1')
-    """
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
 
 
 def say(content: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from parctl.runtime.serving.routing import PrefixRouter
 from parctl.runtime.serving.wire import MOST_LINE, Hello, pack, pack_request, tokens_from, unpack
 
 HELLO_S = 10.0  # from connecting to saying who one is
+CLOSE_S = 3.0  # for leaders to end their links: a step may be under way
 
 
 class ReplicaLostError(ParctlError):
@@ -106,13 +107,16 @@ class Hub:
             self._sample_ended(replica, running)
 
     async def close(self) -> None:
-        """Let the leaders go."""
+        """Let the leaders go; each ends its link when it has heard."""
         self._closing = True
-        for replica in list(self.replicas.values()):
-            with suppress(OSError):
-                replica.writer.write(pack("close", {}))
-                await replica.writer.drain()
-                replica.writer.close()
+        for replica in self.replicas.values():
+            replica.writer.write(pack("close", {}))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                while self.replicas:
+                    await asyncio.sleep(0.01)
+        for replica in self.replicas.values():
+            replica.writer.close()
         if self._server is not None:
             self._server.close()
 

@@ -37,6 +37,8 @@ class Link:
             if not ready:
                 return messages
             piece = self._socket.recv(PIECE)
+            if not piece and messages:
+                return messages  # what was said last comes before the end
             if not piece:
                 raise FrontLostError("the front process ended")
             *lines, self._read = (self._read + piece).split(b"\n")

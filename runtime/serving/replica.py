@@ -6,8 +6,7 @@ from typing import Any
 import torch
 
 from parctl.planner.plan import Plan
-from parctl.recipes.spec import InferenceSpec
-from parctl.runtime.checkpoint.directory import find_checkpoints, local_path
+from parctl.recipes.inference_spec import InferenceSpec
 from parctl.runtime.inference import weights
 from parctl.runtime.inference.config import EngineConfig
 from parctl.runtime.inference.constraints import Grammars
@@ -17,6 +16,7 @@ from parctl.runtime.inference.place import find_place
 from parctl.runtime.inference.sampling import BatchSampler
 from parctl.runtime.inference.stage import Stage, build_stage
 from parctl.runtime.parallel.mesh import RankMesh
+from parctl.runtime.serving.check import newest_checkpoint
 
 DTYPES = {
     "fp64": torch.float64,
@@ -62,7 +62,9 @@ def build_engine(plan: Plan, mesh: RankMesh) -> Engine:
     stop_tokens = [
         token for token in load_text(spec.tokenizer).stop_tokens if token < model.vocab_size
     ]
-    return Engine(stage, config, place, BatchSampler(Grammars(spec.tokenizer, stop_tokens)))
+    return Engine(
+        stage, config, place, BatchSampler(Grammars(spec.tokenizer, stop_tokens=stop_tokens))
+    )
 
 
 def read_weights(stage: Stage, plan: Plan, mesh: RankMesh) -> None:
@@ -75,16 +77,3 @@ def read_weights(stage: Stage, plan: Plan, mesh: RankMesh) -> None:
         weights.load_huggingface(stage, Path(saving.init_from), mesh)
     else:
         weights.draw(stage, spec.seed, mesh)
-
-
-def newest_checkpoint(directory: str) -> Path:
-    """Raise UsageError for a directory without a complete one."""
-    from parctl.errors import UsageError
-
-    found = find_checkpoints(local_path(directory))
-    if not found:
-        raise UsageError(
-            f"checkpoint.dir = {directory} holds no complete checkpoint",
-            hint="name the `checkpoints` folder of a run that has saved",
-        )
-    return found[0].path

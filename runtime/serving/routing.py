@@ -44,7 +44,7 @@ class PrefixRouter:
 
     def _known(self, replica: int, digests: Sequence[bytes]) -> int:
         """How many leading blocks a replica was sent."""
-        sent = self._sent.get(replica, {})
+        sent = self._sent.get(replica, OrderedDict())
         return next((n for n, digest in enumerate(digests) if digest not in sent), len(digests))
 
 

@@ -46,6 +46,12 @@ def test_one_process_beside_itself_proves_nothing_and_is_refused() -> None:
     assert "greater than or equal to 2" in done.stderr
 
 
+def test_what_a_launch_refuses_is_refused_though_it_would_be_shrunk_away() -> None:
+    done = verify("tiny-llama", "--set", "train.precision=fp16")
+    assert done.returncode == 2
+    assert "train.precision fp16 (it needs loss scaling" in done.stderr
+
+
 def test_a_gradient_that_is_scaled_twice_is_found(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(SCALED_TWICE)
     done = verify("tiny-llama: FSDP2", "-o", "json", path=tmp_path)

@@ -1,6 +1,7 @@
 """`make cluster`, `make cluster-down`, and a command run in the cluster's network.
 
     python -m tests.cluster up [CONTROLLER ...]     # bring up the cluster `dev` and keep it
+    python -m tests.cluster controllers NAME ...    # start these too: jobset kueue lws kuberay kwok
     python -m tests.cluster down                    # remove it, and what killed test runs left
     python -m tests.cluster run kubectl get nodes   # any command, with KUBECONFIG set
 
@@ -32,6 +33,12 @@ def up(words: list[str]) -> None:
     print(f"nsenter --net={made.machine.namespace} {programs.path('kubectl')} get nodes")
 
 
+def controllers(words: list[str]) -> None:
+    there = cluster.assemble(cluster.machine_of(NAME))
+    with there.inside():
+        there.controllers.ensure(*words)
+
+
 def down(words: list[str]) -> None:
     cluster.remove_abandoned()
     machine = cluster.machine_of(NAME)
@@ -53,7 +60,12 @@ def run(words: list[str]) -> None:
     os.execvp(words[0], words)
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"up": up, "down": down, "run": run}
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "up": up,
+    "controllers": controllers,
+    "down": down,
+    "run": run,
+}
 
 
 def main() -> int:

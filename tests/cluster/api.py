@@ -202,6 +202,11 @@ class Api:
             if error.status != 404:
                 raise
 
+    def delete_all(self, kind: str, api_version: str = "v1", *, selector: str) -> None:
+        """Delete every object of a kind that a selector names."""
+        query = urlencode({"labelSelector": selector})
+        self.request("DELETE", f"{self.path(api_version, kind, None)}?{query}")
+
     def log(self, pod: str, namespace: str, *, container: str = "") -> str:
         query = "?" + urlencode({"container": container}) if container else ""
         return self.raw("GET", f"/api/v1/namespaces/{namespace}/pods/{pod}/log{query}")
@@ -248,5 +253,5 @@ def condition(kind: str, status: str = "True") -> Callable[[Object], bool]:
     """True of an object that has this condition."""
     return lambda item: any(
         found["type"] == kind and found["status"] == status
-        for found in item.get("status", {}).get("conditions", [])
+        for found in item.get("status", {}).get("conditions") or []
     )

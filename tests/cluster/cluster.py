@@ -20,9 +20,10 @@ from tests.cluster.api import Api, Object
 from tests.cluster.certificates import Authority
 from tests.cluster.control_plane import API_PORT, ControlPlane
 from tests.cluster.controllers import Controllers
-from tests.cluster.machine import CGROUPS, Machine, command
+from tests.cluster.machine import CGROUPS, Machine, command, wait_until
 from tests.cluster.node import IMAGES, Node, NodeSpec
 
+KUEUE = "kueue.x-k8s.io/v1beta2"
 ROOT = Path("/tmp/parctl-clusters")  # short: sockets lie under it
 
 # One node without GPUs; two equal ones of one rack; one of another block that is tainted.
@@ -83,12 +84,23 @@ class Cluster:
         try:
             yield name
         finally:
-            for pod in self.api.list("Pod", name):
+            self.remove_namespace(name)
+
+    def remove_namespace(self, name: str) -> None:
+        """Remove a namespace and wait until nothing of it uses a node or a queue."""
+        self.api.delete("Namespace", name)
+
+        def idle() -> bool:
+            pods = self.api.list("Pod", name)
+            for pod in pods:
                 self.api.delete("Pod", pod["metadata"]["name"], name, grace_s=0)
-            self.api.delete("Namespace", name)
-            for volume in self.api.list("PersistentVolume"):
-                if volume["spec"].get("claimRef", {}).get("namespace") == name:
-                    self.api.delete("PersistentVolume", volume["metadata"]["name"])
+            return not pods and not (queues and self.api.list("Workload", name, KUEUE))
+
+        queues = self.machine.alive("kueue")
+        wait_until(idle, seconds=30, what=f"end of namespace {name}")
+        for volume in self.api.list("PersistentVolume"):
+            if volume["spec"].get("claimRef", {}).get("namespace") == name:
+                self.api.delete("PersistentVolume", volume["metadata"]["name"])
 
     def claim(self, namespace: str, name: str = "shared") -> Path:
         """Make a volume that all nodes share, and return its folder on this machine."""

@@ -8,6 +8,7 @@ they were built from brings, with only the addresses changed.
 import base64
 import http.client
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import yaml
 from tests.cluster import programs
-from tests.cluster.api import Api, ApiError, Object, condition
+from tests.cluster.api import Api, Object, condition
 from tests.cluster.certificates import Authority
 from tests.cluster.machine import Machine, wait_until
 
@@ -137,16 +138,15 @@ class Controllers:
         self.start(controller)
         for item in webhooks:
             self.api.apply(item)
-        self.wait_for_webhooks(controller, webhooks)
 
     def start(self, controller: Controller) -> None:
         private = self.machine.folder / f"{controller.name}-etc"
         private.mkdir(exist_ok=True)
         certificates = self.machine.folder / "webhook"
-        certificates.mkdir(exist_ok=True)
-        for kind, source in (("crt", "certificate"), ("key", "key")):
-            content = getattr(self.authority, source)("webhook").read_bytes()
-            (certificates / f"tls.{kind}").write_bytes(content)
+        if not certificates.exists():
+            certificates.mkdir()
+            shutil.copyfile(self.authority.certificate("webhook"), certificates / "tls.crt")
+            shutil.copyfile(self.authority.key("webhook"), certificates / "tls.key")
         words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", PRIVATE_ETC]
         words += [str(private), str(self.machine.folder / "resolv.conf"), str(certificates)]
         words.append(programs.path(controller.name))
@@ -193,20 +193,6 @@ class Controllers:
 
         wait_until(ready, seconds=60, what=f"controller {controller.name} ready")
 
-    def wait_for_webhooks(self, controller: Controller, webhooks: list[Object]) -> None:
-        """Wait until the API server calls the webhooks: it reads their list now and then."""
-        if not webhooks or controller.name not in PROBES:
-            return
-
-        def refused() -> bool:
-            try:
-                self.api.apply(PROBES[controller.name], dry_run=True)
-            except ApiError as error:
-                return "admission webhook" in str(error)
-            return False
-
-        wait_until(refused, seconds=30, what=f"webhooks of {controller.name}")
-
     def manifests(self, controller: Controller) -> tuple[list[Object], list[Object]]:
         """The kinds that a controller defines, and the webhook lists, pointed at this machine."""
         folder = programs.PROGRAMS[controller.name].manifests_path
@@ -244,10 +230,6 @@ class Controllers:
         """End a controller at once and start it again."""
         self.kill(name)
         self.start(CONTROLLERS[name])
-
-
-# Objects that only a webhook refuses: while one is accepted, the webhook is not yet called.
-PROBES: dict[str, Object] = {}
 
 
 def not_in(*namespaces: str) -> Object:

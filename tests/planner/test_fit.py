@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from parctl.errors import DoesNotFitError
-from parctl.planner.fit import refuse_misfit, smallest_change
+from parctl.planner.fit import devices_needed, refuse_misfit, smallest_change, smallest_changes
 from parctl.planner.make import make_plan
 from parctl.planner.plan import Plan
 from parctl.recipes.loader import load_recipe
@@ -67,12 +67,15 @@ def test_the_mildest_change_is_named(
         ("llama-3-8b: DP", "h100:1x8"),
         ("llama-3-70b: HSDP", "h100:16x8"),
         ("llama-3.1-405b: TP8+SP+FSDP", "h100:64x8"),
+        ("llama-3-8b: ZERO1", "h100:1x8"),
+        ("mixtral-8x7b: DP+EP8", "h100:8x8"),
     ],
 )
-def test_the_named_change_really_fits(line: str, cluster: str) -> None:
-    change = smallest_change(plan(line, cluster))
-    assert change is not None
-    assert plan(line, cluster, *change.options).memory["fits"] is True
+def test_the_named_changes_really_fit(line: str, cluster: str) -> None:
+    changes = smallest_changes(plan(line, cluster))
+    assert changes and len({change.kind for change in changes}) == len(changes)
+    for change in changes:
+        assert plan(line, cluster, *change.options).memory["fits"] is True
 
 
 @pytest.mark.parametrize(
@@ -84,12 +87,6 @@ def test_the_named_change_really_fits(line: str, cluster: str) -> None:
             "h100:2x8",
             ["train.micro_batch=2", "train.recompute=none"],
             ("train.recompute=selective", "parallelism=PP4+FSDP4"),
-        ),
-        (
-            "llama-3-8b: auto",
-            "a100-40g:4x8",
-            ["train.micro_batch=4", "train.recompute=none", "train.global_batch=504"],
-            ("train.recompute=selective", "parallelism=TP4+SP+PP4+FSDP2"),
         ),
     ],
 )
@@ -134,6 +131,27 @@ def test_no_change_breaks_the_hard_rule() -> None:
 
 def test_no_change_is_named_when_none_helps() -> None:
     assert smallest_change(plan("llama-3-70b: DP", "h100:1x1", "train.global_batch=1")) is None
+
+
+def test_where_nothing_helps_the_number_of_devices_is_told() -> None:
+    made = plan("llama-3-70b: FSDP", "h100:1x8", "train.recompute=full")
+    assert smallest_changes(made) == []
+    assert devices_needed(made) == 32
+    enough = plan("llama-3-70b: FSDP", "h100:4x8", "train.recompute=full")
+    assert enough.memory["fits"] is True
+    with pytest.raises(DoesNotFitError) as caught:
+        refuse_misfit(made)
+    assert "32 devices would do" in str(caught.value.hint)
+
+
+def test_a_change_keeps_what_the_schedule_asks_of_the_batch() -> None:
+    # twice the stages would leave 2 micro-batches, no multiple of 4, to interleaved-1f1b
+    line = "llama-3-70b: TP8+PP2@interleaved-1f1b+DP4"
+    overrides = ["train.global_batch=8", "train.seq_len=4096"]
+    made = plan(line, "h100:8x8", *overrides)
+    assert made.memory["fits"] is False
+    for change in smallest_changes(made):
+        assert plan(line, "h100:8x8", *overrides, *change.options).memory["fits"] is True
 
 
 def test_unknown_memory_passes() -> None:

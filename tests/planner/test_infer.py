@@ -4,7 +4,8 @@ import pytest
 
 from parctl.errors import CannotPlaceError, ParctlError, UsageError
 from parctl.planner.devices import survey
-from parctl.planner.infer import Resolution, resolve_degrees
+from parctl.planner.infer import resolve_degrees
+from parctl.planner.resolution import Resolution
 from parctl.recipes.loader import load_recipe
 from parctl.topology.placement import largest_tp
 from parctl.topology.synthetic import parse_cluster

@@ -1,11 +1,13 @@
-"""Count what one step sends through the process groups, by kind of collective."""
+"""Count what one step sends through the process groups, and how often its host waits."""
 
 import os
 from collections import Counter
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from parctl.planner.plan import Plan
@@ -39,13 +41,40 @@ class ExchangeCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
+WAITS = {"tolist", "item", "nonzero", "cpu", "__bool__", "__int__", "__float__", "__index__"}
+
+
+class WaitCounter(TorchFunctionMode):  # type: ignore[no-untyped-call]
+    """Counts what a host would wait for, if the tensors were on an accelerator."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += getattr(func, "__name__", "") in WAITS
+        return func(*args, **(kwargs or {}))
+
+
 def count_exchanges(made: Plan, run_dir: Path) -> dict[str, int]:
     """Run the passes of one step on this rank. To be called on every rank of the plan."""
+    counter = ExchangeCounter()
+    run_step(made, run_dir, counter)
+    return dict(counter.counts)
+
+
+def count_waits(made: Plan, run_dir: Path) -> int:
+    """The same; return how often the host waited."""
+    counter = WaitCounter()
+    run_step(made, run_dir, counter)
+    return counter.count
+
+
+def run_step(made: Plan, run_dir: Path, counter: AbstractContextManager[Any]) -> None:
     join_world(made.layout, choose_device())
     mesh = build_mesh(made.layout, choose_device(), wrap_alone=False)
     leader = os.environ["RANK"] == "0"
     training = prepare(made, mesh, run_dir, run="x", attempt=1, leader=leader)
-    with ExchangeCounter() as counter:
+    with counter:
         accumulate_gradients(training, 1)
     dist.destroy_process_group()
-    return dict(counter.counts)

@@ -13,16 +13,16 @@ import select
 import signal
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 import torch
 from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
 from parctl.launcher.processes import die_with_parent
 from parctl.runtime.worker import run_rank
-
 
 CACHE = type(functools.lru_cache(len))
 
@@ -94,16 +94,20 @@ def hire() -> Member:
     if pid == 0:
         os.close(order_in)
         os.close(answer_out)
-        work(os.fdopen(order_out), os.fdopen(answer_in, "w"))
+        try:
+            work(os.fdopen(order_out), os.fdopen(answer_in, "w"))
+        except BaseException:
+            traceback.print_exc(file=sys.__stderr__)
+        os._exit(1)  # whatever happens, this process is not pytest's
     os.close(order_out)
     os.close(answer_in)
     return Member(pid=pid, orders=os.fdopen(order_in, "w"), answers=os.fdopen(answer_out))
 
 
-def work(orders: IO[str], answers: IO[str]) -> NoReturn:
+def work(orders: IO[str], answers: IO[str]) -> None:
     """Run what is ordered, until a run fails or the parent is gone."""
     die_with_parent(signal.SIGKILL)
-    caches = [found for found in gc.get_objects() if isinstance(found, CACHE) and of_torch(found)]
+    caches = [found for found in gc.get_objects() if type(found) is CACHE and of_torch(found)]
     gc.freeze()  # what was inherited is no garbage
     torch.set_num_threads(1)  # see `run_rank`
     for line in orders:
@@ -131,5 +135,4 @@ def work(orders: IO[str], answers: IO[str]) -> NoReturn:
         answers.write(f"{code}\n")
         answers.flush()
         if code != 0:
-            break
-    os._exit(0)
+            return

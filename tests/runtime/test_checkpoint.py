@@ -236,6 +236,26 @@ def test_a_save_that_fails_is_told_and_leaves_those_before(text: Path, tmp_path:
     assert (tmp_path / "checkpoints" / "step-00000002" / "COMPLETE").exists()
 
 
+def test_a_background_save_that_fails_ends_the_run_before_the_next_one(
+    text: Path, tmp_path: Path
+) -> None:
+    spec = {"every": 200, "async_save": True}
+    made = plan(text, {"fsdp": 2}, train={"steps": 100_000}, checkpoint=spec)
+
+    def forbid_large_files(pids: list[int]) -> None:
+        while not (tmp_path / "metrics.jsonl").exists():
+            time.sleep(0.0005)
+        for pid in pids:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    assert run_plan(made, tmp_path, while_running=forbid_large_files) == [1, 1]
+    log = read_logs(tmp_path)
+    assert "the save of step-00000200 failed: " in log
+    assert re.search(r"error: cannot write \S+/step-00000200, ", log)
+    assert 200 < read_metrics(tmp_path)[-1]["step"] < 400
+    assert names(tmp_path) == [".saving-step-00000200"]
+
+
 def test_a_finished_run_started_again_makes_no_step(text: Path, tmp_path: Path) -> None:
     made = plan(text, {}, train={"steps": 2}, checkpoint={"at_end": True})
     train_to_end(made, tmp_path)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.runtime.exchanges import count_exchanges
+from tests.runtime.exchanges import count_exchanges, count_waits
 from tests.runtime.harness import run_ranks, train_to_end
 from tests.runtime.moe_models import MODELS, moe_model
 from tests.runtime.plans import plan
@@ -244,6 +244,15 @@ def test_exchanges_of_a_step_are_the_textbooks(
     train = {"micro_batch": 8 // size}  # one micro-batch
     made = plan(text, axes, model=MIXTRAL, spec=expert, train=train)
     assert run_ranks(count_exchanges, size, tmp_path, made, tmp_path) == [expected] * size
+
+
+@pytest.mark.parametrize("model", [MIXTRAL, CAPACITY], ids=["dropless", "capacity"])
+def test_the_host_waits_once_per_layer_for_how_many_rows_go_where(
+    model: ModelSpec, text: Path, tmp_path: Path
+) -> None:
+    train = {"micro_batch": 4, "precision": "fp32"}  # one micro-batch
+    made = plan(text, {"dp": 2}, model=model, spec={"ep": 2}, train=train)
+    assert run_ranks(count_waits, 2, tmp_path, made, tmp_path) == [LAYERS] * 2
 
 
 def held(made: Plan) -> dict[str, list[int]]:

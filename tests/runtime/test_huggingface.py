@@ -310,6 +310,41 @@ def test_the_command_exports_the_newest_checkpoint_in_bfloat16(text: Path, tmp_p
     assert "hub holds no whole checkpoint" in (tmp_path / "third" / "rank-0.log").read_text()
 
 
+def test_the_tokenizer_goes_along(text: Path, tmp_path: Path) -> None:
+    """Saved with the checkpoint, so the file that training read may be gone."""
+    path = tmp_path / "own" / "tokenizer.json"
+    path.parent.mkdir()
+    words = {word: index for index, word in enumerate(["[UNK]", "Line", "times", "is", "more"])}
+    write_tokenizer(path, {**words, "</s>": 9})
+    made = plan(text, {}, train={"steps": 1, "precision": "fp32"}, checkpoint={"at_end": True})
+    data = replace(made.recipe.data, tokenizer=str(path))  # type: ignore[type-var]
+    train_to_end(replace(made, recipe=replace(made.recipe, data=data)), tmp_path / "run")
+    path.unlink()
+    checkpoints = tmp_path / "run" / "checkpoints"
+    (ids,) = run_ranks(export_and_encode, 1, tmp_path / "e", checkpoints, tmp_path / "hub")
+    assert ids == ([1, 2, 0, 9], 9)
+    assert json.loads((tmp_path / "hub" / "config.json").read_text())["eos_token_id"] == 9
+
+
+def write_tokenizer(path: Path, vocabulary: Mapping[str, int]) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    tokenizer = Tokenizer(WordLevel(dict(vocabulary), unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.save(str(path))
+
+
+def export_and_encode(checkpoints: Path, folder: Path) -> tuple[list[int], int]:
+    from transformers import AutoTokenizer
+
+    export(checkpoints, folder, dtype="fp32")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return tokenizer.encode("Line times fox</s>"), tokenizer.eos_token_id
+
+
 def test_an_export_of_what_is_not_there_says_so(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no run and no folder has this name"):
         export(tmp_path / "nosuch", tmp_path / "hub", dtype="bf16")

@@ -21,7 +21,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from parctl.errors import BackendError, UsageError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0
 UPLOAD_TIMEOUT_S = 120.0
 MAX_ANSWER_BYTES = 2**28
 TOKEN_HINT = "set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
@@ -195,5 +195,6 @@ def _silence(address: str, error: Exception) -> BackendError:
         )
     return BackendError(
         f"Ray at {address} does not answer: {text}",
-        hint="name its dashboard: `ray:http://HOST:8265`, or set RAY_API_SERVER_ADDRESS",
+        hint="name its dashboard: `--address http://HOST:8265`, `ray:http://HOST:8265` as the "
+        "source of a topology, or RAY_API_SERVER_ADDRESS",
     )

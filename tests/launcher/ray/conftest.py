@@ -30,6 +30,8 @@ def cluster(
     for name, value in four_nodes.environment.items():
         monkeypatch.setenv(name, value)
     yield four_nodes
+    for name, value in four_nodes.environment.items():  # whatever the test made of it
+        monkeypatch.setenv(name, value)
     backend = RayBackend()
     for run in backend.list():
         if not run.state.ended:

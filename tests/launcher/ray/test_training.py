@@ -29,7 +29,7 @@ def losses(rows: Any) -> Mapping[int, float]:
     ("recipe", "form", "nodes", "num_nodes"),
     [
         ("tiny-llama", "TP2+SP+FSDP2", SMALL_NODES, 2),
-        ("tiny-gpt", "DP2+TP2+PP2", "placement.exclude=[]", 2),
+        ("tiny-gpt", "DP2+TP2+PP2", "placement.require=[pair-0,pair-1]", 3),
         ("tiny-moe", "DP2+TP2+EP2", SMALL_NODES, 2),
     ],
 )
@@ -37,14 +37,14 @@ def test_the_losses_are_those_of_a_local_run(
     backend: RayBackend, tmp_path: Path, recipe: str, form: str, nodes: str, num_nodes: int
 ) -> None:
     changes = (*SHORT, f"parallelism={form}", f"checkpoint.dir={tmp_path}/saved")
-    plan = launch(recipe, *changes, nodes, run_id="train-1")
+    plan = launch(recipe, *changes, nodes, run_id=recipe)
     assert plan.layout.num_nodes == num_nodes
 
-    status = ended(backend, "train-1")
+    status = ended(backend, recipe)
     assert status.state is State.SUCCEEDED, status.verdict
     assert (status.step, status.steps, status.restarts) == (3, 3, 0)
     assert {rank.state for rank in status.ranks} == {"exited 0"}
     # no sum is ordered otherwise on two nodes: gloo's rings follow the ranks
-    assert losses(backend.metrics("train-1")) == pytest.approx(
+    assert losses(backend.metrics(recipe)) == pytest.approx(
         local_losses(recipe, *changes[:-1]), rel=1e-6
     )

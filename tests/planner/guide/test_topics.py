@@ -61,6 +61,13 @@ FORMS = {
     "PagedAttention": "paged-attention",
     "distributed inference": "distributed-inference",
     "bubble": "bubble",
+    "intra-layer": "intra-layer",
+    "inter-layer parallelism": "intra-layer",
+    "all-reduce": "collectives",
+    "hardware mapping": "placement",
+    "choosing": "choosing",
+    "mixture of experts": "ep",
+    "KV cache": "paged-attention",
 }
 # topic, and a number of its examples worked out here
 EXAMPLES = {
@@ -80,10 +87,15 @@ EXAMPLES = {
     ("pp", "16.8 MB"): 2 * 8192 * 8192 / 8,
     ("recompute", "134 MB"): 2 * 8192 * 8192,
     ("activation-partitioning", "117 MB"): 7 / 8 * 2 * 8192 * 8192,
+    ("collectives", "2.45 ms"): 7 * 3e-6 + 1e9 * 7 / 8 / 360e9,
+    ("collectives", "4.9 ms"): 2 * (7 * 3e-6 + 1e9 * 7 / 8 / 360e9),
+    ("collectives", "0.246 ms"): 3e-6 + 1e8 * 7 / 8 / 360e9,
+    ("placement", "2.1 ms"): 940e6 / 450e9,
+    ("choosing", "1130 GB"): 16 * 70.6e9,
     ("paged-attention", "328 kB"): 2 * 80 * 8 * 128 * 2,
     ("paged-attention", "5.2 MB"): 16 * 327_680,
 }
-UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
+UNITS = {"ms": 1e-3, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 MERMAID_LINE = re.compile(
     r"  (subgraph \w+\[\".*\"\]|end|\w+(\[\".*?\"\]|\{\{\".*?\"\}\})?"
     r"( (-->|---|-\.->)(\|[^|]+\|)? \w+(\[\".*?\"\]|\{\{\".*?\"\}\})?)*)"

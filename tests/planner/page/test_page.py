@@ -28,6 +28,8 @@ JOBS = {
     "cpu": ("tiny-llama: TP2+FSDP2", "cpu:1x4"),
     "one": ("tiny-llama: DP", "h100:1x1"),
     "misfit": ("llama-70b: DP8", "h100:1x8"),
+    "serve": ("llama-70b-serve", "h100:1x8"),
+    "generate": ("tiny-llama-generate", "h100:1x8"),
 }
 # runs inside the page: errors, what is fetched, what is wider than its box, what colours say
 PROBE = """<script>
@@ -102,6 +104,16 @@ def test_numbers_of_the_plan_are_on_the_page() -> None:
         assert re.escape(sentence[:30]).replace("\\", "") in text.replace("&#x27;", "'").replace(
             "&quot;", '"'
         )
+
+
+def test_a_job_that_serves_shows_its_cache_and_how_long_tokens_take() -> None:
+    plan, topology = job("serve")
+    text = plan_to_html(plan, topology)
+    times = plan.time["inference"]
+
+    assert "kv_cache" in text and "How long tokens take" in text
+    assert f"{times['per_token_s'] * 1e3:,.3g} ms" in text
+    assert f"{times['full']['sequences']:,} requests at once" in text
 
 
 def test_a_misfit_says_so() -> None:

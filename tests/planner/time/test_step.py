@@ -9,6 +9,7 @@ from parctl.planner.degrees import Degrees
 from parctl.planner.time import exchanges
 from parctl.planner.time.constants import FITTED, Constants
 from parctl.planner.time.job import Fabric, Job
+from parctl.planner.time.pipeline import even_waiting
 from parctl.planner.time.step import step_time
 from parctl.recipes.parameters import count_parameters
 from parctl.recipes.presets import model_preset

@@ -91,13 +91,13 @@ def save(name: str, folder: Path) -> None:
 def wishes(count: int) -> tuple[list[tuple[int, ...]], list[int]]:
     """Return prompts of 1 to 48 tokens, and how many new ones are wanted of each: 1 to 36.
 
-    Every third prompt begins as the one before it does.
+    Every third prompt goes on where the one before it ends, if that is short.
     """
     draw = random.Random(0)
     prompts: list[tuple[int, ...]] = []
     for index in range(count):
         new = tuple(draw.randrange(VOCAB) for _ in range(draw.randint(1, 48)))
-        common = prompts[-1][: draw.randint(0, len(prompts[-1]))] if index % 3 == 2 else ()
+        common = prompts[-1] if index % 3 == 2 else ()
         prompts.append((*common, *new)[:48])
     return prompts, [draw.randint(1, 36) for _ in prompts]
 

@@ -89,16 +89,20 @@ def model_of(folder: Path) -> ModelSpec:
 
 
 def run_engines(
-    folder: Path, form: Form, configs: Iterable[EngineConfig], requests: Sequence[Request]
-) -> list[Made]:
-    """Serve the requests once with each configuration, in float64. On ranks that follow: []."""
+    folder: Path,
+    form: Form,
+    configs: Mapping[str, EngineConfig],
+    requests: Mapping[str, Sequence[Request]],
+) -> dict[str, Made]:
+    """Serve requests once with each configuration, in float64. On ranks that follow: nothing."""
     mesh: RankMesh | None = None
     if form.world_size > 1:
         device = torch.device("cpu")
         join_world(form.layout, device)
         mesh = build_mesh(form.layout, device, wrap_alone=False)
-    model, made = model_of(folder), []
-    for config in configs:
+    model = model_of(folder)
+    made: dict[str, Made] = {}
+    for name, config in configs.items():
         engine = assemble(
             model,
             config,
@@ -110,7 +114,7 @@ def run_engines(
             stages=split_layers(model, form.axes.get("pp", 1)),
         )
         if engine.is_leader:
-            made.append(serve(engine, requests))
+            made[name] = serve(engine, requests[name])
             engine.close()
         else:
             engine.follow()

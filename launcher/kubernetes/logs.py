@@ -1,0 +1,254 @@
+"""What the ranks of a run wrote, from the logs of their pods.
+
+A pod's log holds the lines of all its ranks, each with its rank, and the server adds the time. So
+one stream per pod is read, and streams are merged by time.
+"""
+
+import heapq
+import http.client
+import queue
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from parctl.errors import ParctlError
+from parctl.launcher.backend import LogLine
+from parctl.launcher.kubernetes import names
+from parctl.launcher.kubernetes.client import ApiError, Client
+from parctl.launcher.kubernetes.kubeconfig import ClusterAccess
+from parctl.launcher.kubernetes.names import Object
+from parctl.launcher.kubernetes.objects import (
+    RunObjects,
+    containers,
+    created_unix,
+    index_of,
+    label_of,
+    phase_of,
+)
+from parctl.launcher.kubernetes.report import MARK, REPEAT_LINES, SAY
+
+RANK_LINE = re.compile(r"\[rank (\d+)\] ?(.*)", re.DOTALL)
+POLL_S = 0.5
+STREAM_S = 3600.0
+Timed = tuple[str, int, LogLine]  # the server's time, a number that keeps the order, the line
+
+
+def parse_line(text: str) -> LogLine | None:
+    """Read one line of a pod; None: it is for programs, not for people.
+
+    >>> parse_line("[rank 3] hello")
+    LogLine(rank=3, text='hello')
+    """
+    match = RANK_LINE.match(text)
+    if match:
+        return LogLine(rank=int(match[1]), text=match[2])
+    if text.startswith(MARK):
+        said = text[len(MARK) :]
+        return LogLine(rank=None, text=said[len(SAY) :]) if said.startswith(SAY) else None
+    return LogLine(rank=None, text=text) if text else None
+
+
+def read_logs(
+    client: Client, run: RunObjects, *, rank: int | None, since: float | None, tail: int | None
+) -> Iterator[LogLine]:
+    """Yield what is there, merged by time. `tail` counts the last lines of each rank."""
+    streams = [
+        _timed(_pod_log(client, pod, since=since), number)
+        for number, pod in enumerate(_readable(run))
+    ]
+    lines: Iterator[LogLine] = (
+        line
+        for _, _, line in heapq.merge(*streams, key=lambda timed: timed[:2])
+        if rank is None or line.rank == rank
+    )
+    if tail is None:
+        yield from lines
+        return
+    kept: dict[int | None, deque[tuple[int, LogLine]]] = {}
+    for number, line in enumerate(lines):
+        kept.setdefault(line.rank, deque(maxlen=tail)).append((number, line))
+    yield from (line for _, line in heapq.merge(*kept.values(), key=lambda each: each[0]))
+
+
+def follow_logs(
+    access: ClusterAccess,
+    objects: Callable[[], RunObjects | None],
+    *,
+    rank: int | None,
+    since: float | None,
+    tail: int | None,
+    ended: Callable[[RunObjects], bool],
+) -> Iterator[LogLine]:
+    """Yield what is there, then each line as it arrives, over restarts, until the run ends."""
+    run = objects()
+    if run is None:
+        return
+    arrived: queue.Queue[LogLine] = queue.Queue()
+    followers: dict[str, _Follower] = {}
+    first = True
+    while True:
+        over = run is None or ended(run)
+        for pod in _readable(run) if run else ():
+            if pod["metadata"]["uid"] not in followers:
+                follower = _Follower(access, pod, arrived, since=since)
+                followers[pod["metadata"]["uid"]] = follower
+                follower.start()
+        if first and tail is not None:
+            yield from _tail_of(arrived, followers, rank, tail)
+        first = False
+        quiet = False
+        while not quiet:
+            try:
+                line = arrived.get(timeout=POLL_S)
+            except queue.Empty:
+                quiet = True
+            else:
+                if rank is None or line.rank == rank:
+                    yield line
+        if over and all(not follower.is_alive() for follower in followers.values()):
+            return
+        run = objects()
+
+
+def _tail_of(
+    arrived: "queue.Queue[LogLine]",
+    followers: "dict[str, _Follower]",
+    rank: int | None,
+    tail: int,
+) -> Iterator[LogLine]:
+    """The last lines of each rank among what is there at the beginning."""
+    kept: dict[int | None, deque[tuple[int, LogLine]]] = {}
+    number = 0
+    while True:
+        try:
+            line = arrived.get(timeout=POLL_S)
+        except queue.Empty:
+            break
+        if rank is None or line.rank == rank:
+            kept.setdefault(line.rank, deque(maxlen=tail)).append((number, line))
+            number += 1
+    yield from (line for _, line in heapq.merge(*kept.values(), key=lambda each: each[0]))
+
+
+def leader_log(client: Client, run: RunObjects, *, whole: bool) -> Iterator[str]:
+    """Yield the lines of whoever leads the run: all of them, or the end that has a report."""
+    for pod in leader_pods(run) if whole else leader_pods(run)[-1:]:
+        lines = None if whole else 2 * REPEAT_LINES + 2
+        yield from (text for _, text in _pod_log(client, pod, lines=lines))
+
+
+def leader_pods(run: RunObjects) -> list[Object]:
+    """The pods that led, oldest first."""
+    first = [pod for pod in run.rank_pods if index_of(pod) == 0]
+    pods = run.coordinator_pods or first
+    return sorted((pod for pod in pods if _has_started(pod)), key=created_unix)
+
+
+def _readable(run: RunObjects) -> list[Object]:
+    pods = [pod for pod in run.pods if _has_started(pod)]
+    return sorted(pods, key=lambda pod: (created_unix(pod), index_of(pod) or 0))
+
+
+def _has_started(pod: Object) -> bool:
+    states = [each.get("state") or {} for each in containers(pod) if _is_main(each["name"])]
+    return any("running" in state or "terminated" in state for state in states)
+
+
+def _is_main(name: str) -> bool:
+    return name in (names.CONTAINER, names.COORDINATOR)
+
+
+def _container(pod: Object) -> str:
+    is_coordinator = label_of(pod, names.ROLE) == names.COORDINATOR
+    return names.COORDINATOR if is_coordinator else names.CONTAINER
+
+
+def _pod_log(
+    client: Client, pod: Object, *, since: float | None = None, lines: int | None = None
+) -> Iterator[tuple[str, str]]:
+    """Yield time and text of each line. A pod whose node is gone has no log any more."""
+    query = {"container": _container(pod), "timestamps": "true"}
+    query |= {"sinceSeconds": str(max(1, int(time.time() - since)))} if since is not None else {}
+    query |= {"tailLines": str(lines)} if lines is not None else {}
+    path = client.path("v1", "Pod", pod["metadata"]["name"]) + "/log"
+    try:
+        for line in client.stream(path, query):
+            yield _split(line)
+    except (ApiError, OSError, http.client.HTTPException):
+        return
+
+
+def _split(line: bytes) -> tuple[str, str]:
+    moment, _, text = line.decode(errors="replace").rstrip("\r\n").partition(" ")
+    return moment, text
+
+
+def _timed(lines: Iterator[tuple[str, str]], number: int) -> Iterator[Timed]:
+    for moment, text in lines:
+        line = parse_line(text)
+        if line is not None:
+            yield _sortable(moment), number, line
+
+
+def _sortable(moment: str) -> str:
+    """Times end in as many digits as they need: bring them to one length."""
+    head, _, rest = moment.partition(".")
+    return f"{head}.{rest.rstrip('Z'):0<9}" if rest else f"{head.rstrip('Z')}.{0:09}"
+
+
+class _Follower(threading.Thread):
+    """Reads one pod to its end, and takes a broken connection up where it broke."""
+
+    def __init__(
+        self,
+        access: ClusterAccess,
+        pod: Object,
+        arrived: "queue.Queue[LogLine]",
+        *,
+        since: float | None,
+    ) -> None:
+        super().__init__(daemon=True)
+        self._client = Client(access)
+        self._pod, self._arrived, self._since = pod, arrived, since
+        self._last = ""  # time of the last line
+
+    def run(self) -> None:
+        while True:
+            try:
+                self._read()
+            except ApiError as error:
+                if error.code < 500:  # the pod, or its log, is gone
+                    return
+            except (OSError, http.client.HTTPException, ParctlError):
+                pass
+            if self._has_ended():
+                return
+            time.sleep(POLL_S)
+
+    def _read(self) -> None:
+        query = {"container": _container(self._pod), "timestamps": "true", "follow": "true"}
+        if self._last:
+            query["sinceTime"] = self._last
+        elif self._since is not None:
+            query["sinceSeconds"] = str(max(1, int(time.time() - self._since)))
+        path = self._client.path("v1", "Pod", self._pod["metadata"]["name"]) + "/log"
+        known = self._last
+        for raw in self._client.stream(path, query, timeout_s=STREAM_S):
+            moment, text = _split(raw)
+            if known and _sortable(moment) <= _sortable(known):
+                continue  # read already, before the connection broke
+            self._last = moment
+            line = parse_line(text)
+            if line is not None:
+                self._arrived.put(line)
+
+    def _has_ended(self) -> bool:
+        try:
+            pod = self._client.get("v1", "Pod", self._pod["metadata"]["name"])
+        except ParctlError:
+            return False
+        if pod is None or pod["metadata"]["uid"] != self._pod["metadata"]["uid"]:
+            return True
+        return phase_of(pod) in ("Succeeded", "Failed")

@@ -1,0 +1,129 @@
+"""The objects of a run as the cluster has them: found by label, read once, judged elsewhere."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from parctl.launcher.kubernetes import names
+from parctl.launcher.kubernetes.client import Client
+from parctl.launcher.kubernetes.names import Object
+
+WORKLOADS = (
+    ("jobset.x-k8s.io/v1alpha2", "JobSet"),
+    ("batch/v1", "Job"),
+    ("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet"),
+    ("ray.io/v1", "RayJob"),
+)
+WORKLOAD_LABEL = f"{names.ROLE}={names.WORKLOAD}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunObjects:
+    workload: Object
+    pods: Sequence[Object]  # of the ranks, and the coordinator's
+
+    @property
+    def run_id(self) -> str:
+        name: str = self.workload["metadata"]["name"]
+        return name
+
+    @property
+    def rank_pods(self) -> list[Object]:
+        return [pod for pod in self.pods if label_of(pod, names.ROLE) == names.RANKS]
+
+    @property
+    def coordinator_pods(self) -> list[Object]:
+        return [pod for pod in self.pods if label_of(pod, names.ROLE) == names.COORDINATOR]
+
+    def newest(self, index: int) -> Object | None:
+        """The pod that has this index now; earlier ones of it have failed or were replaced."""
+        own = [pod for pod in self.rank_pods if index_of(pod) == index]
+        return max(own, key=created_unix, default=None)
+
+
+def find_workload(client: Client, run_id: str) -> Object | None:
+    """The object that stands for the run."""
+    for api, kind in WORKLOADS:
+        found = client.get(api, kind, run_id)
+        if found is not None and label_of(found, names.RUN) == run_id:
+            return found
+    return None
+
+
+def list_workloads(client: Client, *, owner: str | None, everywhere: bool = False) -> list[Object]:
+    labels = WORKLOAD_LABEL + (f",{names.OWNER}={owner}" if owner else "")
+    found: list[Object] = []
+    for api, kind in WORKLOADS:
+        found += client.list(api, kind, labels=labels, everywhere=everywhere) or []
+    return found
+
+
+def read_run(client: Client, run_id: str) -> RunObjects | None:
+    workload = find_workload(client, run_id)
+    if workload is None:
+        return None
+    pods = client.list("v1", "Pod", labels=f"{names.RUN}={run_id}") or []
+    return RunObjects(workload=workload, pods=pods)
+
+
+def label_of(each: Mapping[str, Any], key: str) -> str | None:
+    value: str | None = (each["metadata"].get("labels") or {}).get(key)
+    return value
+
+
+def annotation_of(each: Mapping[str, Any], key: str) -> str | None:
+    value: str | None = (each["metadata"].get("annotations") or {}).get(key)
+    return value
+
+
+def condition(each: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
+    """The condition of that type, if it is true."""
+    for entry in (each.get("status") or {}).get("conditions") or ():
+        if entry["type"] == kind and entry["status"] == "True":
+            found: Mapping[str, Any] = entry
+            return found
+    return None
+
+
+def index_of(pod: Mapping[str, Any]) -> int | None:
+    for key in (
+        "batch.kubernetes.io/job-completion-index",
+        "leaderworkerset.sigs.k8s.io/worker-index",
+    ):
+        value = annotation_of(pod, key) or label_of(pod, key)
+        if value is not None and value.isdigit():
+            return int(value)
+    return None
+
+
+def phase_of(pod: Mapping[str, Any]) -> str:
+    phase: str = (pod.get("status") or {}).get("phase") or "Pending"
+    return phase
+
+
+def created_unix(each: Mapping[str, Any]) -> float:
+    return unix(each["metadata"].get("creationTimestamp")) or 0.0
+
+
+def unix(timestamp: str | None) -> float | None:
+    """Seconds since 1970 of a time as the API writes it."""
+    return datetime.fromisoformat(timestamp).timestamp() if timestamp else None
+
+
+def containers(pod: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """States of the containers, those that come first first."""
+    status = pod.get("status") or {}
+    return [
+        *(status.get("initContainerStatuses") or ()),
+        *(status.get("containerStatuses") or ()),
+    ]
+
+
+def terminated(pod: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    """How the container of that name ended, if it has."""
+    for container in containers(pod):
+        if container["name"] == name:
+            found: Mapping[str, Any] | None = (container.get("state") or {}).get("terminated")
+            return found
+    return None

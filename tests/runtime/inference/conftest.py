@@ -1,0 +1,28 @@
+"""Folders of small models, with what `transformers` makes of a few prompts, made once."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.runtime.harness import run_ranks
+from tests.runtime.inference.matrix import Tokens, prepare
+
+NUM_PROMPTS = 10
+Reference = Callable[[str], tuple[Path, Tokens]]
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """Return a function: of a model's name its folder, and the tokens expected of the wishes."""
+    made: dict[str, tuple[Path, Tokens]] = {}
+
+    def find(name: str) -> tuple[Path, Tokens]:
+        if name not in made:
+            directory = tmp_path_factory.mktemp(name)
+            ((tokens, _),) = run_ranks(
+                prepare, 1, directory, directory / "model", name, NUM_PROMPTS
+            )
+            made[name] = (directory / "model", tokens)
+        return made[name]
+
+    return find

@@ -1,0 +1,149 @@
+"""Endpoints of several ranks: a rank dies, a run is told to end, replicas share the work."""
+
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.launcher.runs import BACKEND, directory, left, log
+from tests.runtime.serving.endpoint import MODEL, Endpoint, serving, url_of
+
+from parctl.launcher.backend import State
+
+BODY = {"model": MODEL, "prompt": "The gradients of", "max_tokens": 8}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Streaming:
+    """A long answer, read in a thread."""
+
+    def __init__(self, endpoint: Endpoint, **fields: object) -> None:
+        self.text, self.error, self.ended = "", None, 0.0  # type: str, Exception | None, float
+        self._url, self._fields = f"{endpoint.url}/completions", fields
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        body = {**BODY, "max_tokens": 100, "stream": True, **self._fields}
+        try:
+            with httpx.stream("POST", self._url, json=body, timeout=60) as answer:
+                for piece in answer.iter_text():
+                    self.text += piece
+        except httpx.HTTPError as error:
+            self.error = error
+        self.ended = time.monotonic()
+
+    def join(self, seconds: float) -> None:
+        self._thread.join(seconds)
+        assert not self._thread.is_alive(), self.text
+
+
+@contextmanager
+def streaming(endpoint: Endpoint, **fields: object) -> Iterator[Streaming]:
+    """A stream of which something has come."""
+    stream = Streaming(endpoint, **fields)
+    try:
+        while not stream.text and not stream.ended:
+            time.sleep(0.01)
+        yield stream
+    finally:
+        stream.join(60)
+
+
+def test_after_a_killed_rank_calls_fail_clearly_and_the_group_serves_again(tmp_path: Path) -> None:
+    port = free_port()
+    overrides = [f"serve.port={port}", "parallelism=TP2", "launch.retries=1"]
+    with serving(tmp_path, overrides, run_id="kill-1") as endpoint:
+        before = httpx.post(f"{endpoint.url}/completions", json=BODY, timeout=60).json()
+        with streaming(endpoint, n=8) as stream:
+            killed = time.monotonic()
+            os.kill(rank_pid("kill-1", 1), signal.SIGKILL)
+            stream.join(10)
+            assert stream.ended - killed < 10
+            assert "[DONE]" not in stream.text
+            assert "the engine that computed this request is gone" in stream.text
+        assert url_of("kill-1", attempt=2) == endpoint.url
+        after = httpx.post(f"{endpoint.url}/completions", json=BODY, timeout=60).json()
+        assert after["choices"] == before["choices"]
+        assert BACKEND.status("kill-1").restarts == 1
+
+
+def rank_pid(run_id: str, rank: int) -> int:
+    record = directory(run_id).read()
+    process = record.processes[rank]
+    assert process is not None
+    return process.pid
+
+
+def test_told_to_end_it_answers_what_is_under_way_and_takes_nothing_new(tmp_path: Path) -> None:
+    with serving(tmp_path, ["inference.max_context=128"], run_id="drain-1") as endpoint:
+        with streaming(endpoint, n=4) as stream:
+            os.kill(rank_pid("drain-1", 0), signal.SIGTERM)
+            while (answer := httpx.get(f"{endpoint.root}/health")).status_code == 200:
+                time.sleep(0.01)
+            assert answer.json() == {"status": "draining"}
+            refused = httpx.post(f"{endpoint.url}/completions", json=BODY)
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "draining"
+            stream.join(60)
+            assert stream.text.endswith("data: [DONE]\n\n")
+            assert stream.text.count('"finish_reason":"length"') == 4
+        deadline = time.monotonic() + 20
+        while not (status := BACKEND.status("drain-1")).state.ended:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert [rank.state for rank in status.ranks] == ["exited 143"]
+        assert not left("drain-1")
+
+
+def test_replicas_share_calls_and_common_beginnings_stay_together(tmp_path: Path) -> None:
+    overrides = ["parallelism=DP2", "inference.block_size=16"]
+    with serving(tmp_path, overrides, run_id="replicas-1") as endpoint:
+        plain = httpx.post(f"{endpoint.url}/completions", json=BODY, timeout=60).json()
+        with streaming(endpoint, n=4), streaming(endpoint, n=4, prompt="another") as _:
+            both = httpx.post(f"{endpoint.url}/completions", json=BODY, timeout=60).json()
+        assert both["choices"] == plain["choices"]
+        shared = "a beginning that many prompts share, and that is two blocks long: "
+        for end in ("one", "two", "three", "four"):
+            body = {**BODY, "prompt": shared + end}
+            assert httpx.post(f"{endpoint.url}/completions", json=body, timeout=60).is_success
+        time.sleep(2.5)  # engines tell how they stand once a second
+        text = httpx.get(f"{endpoint.root}/metrics").text
+        tokens = {
+            name: [
+                float(value)
+                for value in re.findall(
+                    rf'parctl_engine_{name}_tokens_total{{replica="\d"}} (\S+)', text
+                )
+            ]
+            for name in ("output", "cached")
+        }
+        assert len(tokens["output"]) == 2 and min(tokens["output"]) > 0
+        assert max(tokens["cached"]) >= 3 * 64  # all but the first of the four found it
+
+
+def test_a_taken_port_is_said_and_nothing_is_left(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with (
+            pytest.raises(AssertionError),
+            serving(tmp_path, [f"serve.port={taken.getsockname()[1]}"], run_id="taken-1") as _,
+        ):
+            raise ValueError("it serves")
+    status = BACKEND.status("taken-1")
+    assert status.state is State.FAILED
+    assert any("cannot listen on 127.0.0.1" in line for line in log(0, "taken-1"))
