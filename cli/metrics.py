@@ -14,7 +14,10 @@ from parctl.cli.run_options import (
     NamespaceOption,
 )
 
-SHOWN = ("step", "loss", "grad_norm", "lr", "tokens_per_s", "model_tflops_per_gpu", "mfu")
+SHOWN = (
+    "step", "loss", "grad_norm", "lr", "tokens_per_s", "model_tflops_per_gpu", "mfu",
+    "step_time_s", "predicted_step_time_s",
+)  # fmt: skip
 
 
 def metrics(

@@ -1,5 +1,6 @@
 """`parctl plan`: who sits where, over which links, and whether it fits."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,15 @@ def plan(
             "--calibration",
             metavar="FILE",
             help="What `parctl bench` measured; else this cluster's own, if it was measured.",
+            show_default=False,
+        ),
+    ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            "--tokens",
+            metavar="N",
+            help="Say what N tokens take, as in 15T; else what the recipe's steps do.",
             show_default=False,
         ),
     ] = None,
@@ -62,6 +72,7 @@ def plan(
     from parctl.cli.output import check_format, console, note, print_document
     from parctl.errors import UsageError
     from parctl.launcher.calibrations import load_calibration
+    from parctl.planner.budget import budget_of, read_tokens
     from parctl.planner.cluster import cluster_for
     from parctl.planner.make import make_plan
     from parctl.recipes.loader import load_recipe
@@ -86,7 +97,10 @@ def plan(
         return
     if keep or max_gpus is not None:
         raise UsageError("--keep and --max-gpus belong to a search", hint="add `--search`")
-    made = make_plan(loaded, topology, calibration=load_calibration(topology, calibration))
+    measured = load_calibration(topology, calibration)
+    made = make_plan(loaded, topology, calibration=measured)
+    if tokens is not None and (budget := budget_of(made, read_tokens(tokens))) is not None:
+        made = replace(made, time={**made.time, "budget": asdict(budget)})
     if output == "table":
         from parctl.cli.plan_view import show_plan
 
@@ -94,7 +108,7 @@ def plan(
     elif output == "html":
         from parctl.planner.page.page import plan_to_html
 
-        print(plan_to_html(made, topology), end="")
+        print(plan_to_html(made, topology, measured), end="")
     else:
         print_document(made.to_json(), output)
     for sentence in loaded.notes:

@@ -5,6 +5,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from parctl.cli.inference_view import inference_lines
+from parctl.cli.plan_bars import memory_bars, step_bars
+from parctl.planner.budget import Budget, budget_of, count_text
 from parctl.planner.memory import TERMS
 from parctl.planner.plan import Plan
 from parctl.planner.sizes import distinct_size_texts, size_text
@@ -38,6 +40,10 @@ def show_plan(plan: Plan, console: "Console") -> None:
         if console.measure(table, options=unbounded).maximum > console.width:
             table = narrow_memory_table(stages, worst)
         console.print(table)
+        ends = {0, worst, len(stages) - 1}
+        shown = [stage for stage in stages if len(stages) <= HEAD or stage["stage"] in ends]
+        for line in memory_bars(shown, plan.memory):
+            console.print(line, markup=False, no_wrap=True, overflow="ignore", crop=False)
     for line in verdict(plan):
         _say(line, console)
     for line in (*time_lines(plan), *inference_lines(plan)):
@@ -202,9 +208,12 @@ def verdict(plan: Plan) -> Iterator[str]:
     if memory["fits"]:
         yield f"FITS: needs {needs} per rank of {usable}."
         return
-    from parctl.planner.fit import devices_needed, smallest_changes
+    from parctl.planner.fit import advice, devices_needed, smallest_changes
 
     yield f"DOES NOT FIT: needs {needs} per rank of {usable}."
+    if plan.recipe.inference is not None:
+        yield f"In its place: {advice(plan)}."
+        return
     changes = smallest_changes(plan)
     for change in changes:
         yield f"Would fit: `{change.text}`"
@@ -227,10 +236,28 @@ def time_lines(plan: Plan) -> Iterator[str]:
     mfu = plan.time["mfu"]
     share = "" if mfu is None else f", MFU {mfu:.1%} of the {_peak_name(plan)} peak"
     yield f"TIME: {step:,.3g} s per step, {rate}{share} ({basis})."
-    spent = sorted(parts.items(), key=lambda part: -part[1])
-    yield "Spent on: " + ", ".join(
-        f"{name} {part / step:.0%}" for name, part in spent if part >= step / 200
+    yield from step_bars(plan)
+    budget = budget_of(plan)
+    asked = plan.time.get("budget")
+    if asked is not None:
+        budget = Budget(**asked)
+    if budget is not None:
+        yield budget_text(budget)
+
+
+def budget_text(budget: Budget) -> str:
+    """What a training run takes in all."""
+    days = budget.days
+    time = f"{_digits(days)} days" if days >= 1 else f"{budget.seconds / 3600:.3g} hours"
+    cost = "" if budget.cost is None else f", cost {_digits(budget.cost)}"
+    return (
+        f"For {count_text(budget.tokens)} tokens ({budget.steps:,} steps): {time}, "
+        f"{_digits(budget.device_hours)} GPU-hours{cost}; restarts not counted."
     )
+
+
+def _digits(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _peak_name(plan: Plan) -> str:

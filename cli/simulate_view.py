@@ -88,8 +88,9 @@ def loss_lines(loss: NodeLoss, plan: Plan) -> Iterator[str]:
         else f"ranks {few([str(rank) for rank in loss.ranks])}"
     )
     yield f"NODE LOSS: {loss.node} at step {loss.step:,} takes {ranks} with it."
+    sizes = {**(plan.layout.expert_axes or {}), **plan.layout.axes}
     broken = ", ".join(
-        f"{count:,} of {world // plan.layout.axes[axis]:,} {axis} groups"
+        f"{count:,} of {world // sizes[axis]:,} {axis} groups"
         for axis, count in loss.broken.items()
     )
     yield f"  Broken: {broken}; all {world:,} ranks stop, since every collective waits for them."
@@ -97,7 +98,7 @@ def loss_lines(loss: NodeLoss, plan: Plan) -> Iterator[str]:
     cost = ""
     if step is not None:
         hours = loss.lost_steps * step * world / 3600
-        cost = f" = {loss.lost_steps * step / 60:,.3g} minutes, {hours:,.0f} GPU-hours"
+        cost = f" = {duration_text(loss.lost_steps * step)}, {hours:,.0f} GPU-hours"
     if loss.checkpoint_step:
         saved = f"the checkpoint of step {loss.checkpoint_step:,}"
     else:
@@ -128,14 +129,26 @@ def loss_lines(loss: NodeLoss, plan: Plan) -> Iterator[str]:
         yield "  A spare node would take over: `--set placement.spares=1` keeps one free."
 
 
+def duration_text(seconds: float) -> str:
+    """Write a time for people, with three digits.
+
+    >>> duration_text(4.2), duration_text(600), duration_text(86400)
+    ('4.2 s', '10 minutes', '24 hours')
+    """
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.3g} minutes"
+    return f"{seconds / 3600:,.3g} hours" if seconds < 3.6e6 else f"{seconds / 86400:,.0f} days"
+
+
 def saving_lines(saving: Saving, plan: Plan) -> Iterator[str]:
     """Say how often the job fails and should save, and what is left."""
     failures = saving.failures
-    yield (
-        f"GOODPUT: {plan.layout.num_nodes:,} nodes fail every {failures.mtbf_s / 3600:.3g} h "
-        "together."
-    )
-    every = f"{saving.best_s / 60:.3g} minutes"
+    nodes = plan.layout.num_nodes
+    who = f"one of {nodes:,} nodes" if nodes > 1 else "the node"
+    yield f"GOODPUT: {who} fails every {duration_text(failures.mtbf_s)}."
+    every = duration_text(saving.best_s)
     if saving.best_steps is not None:
         every += f", {saving.best_steps:,} step{'s' * (saving.best_steps != 1)}"
     yield f"  Best: save every {every} (Daly): {saving.best_goodput:.1%} of the time is progress."

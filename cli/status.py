@@ -1,6 +1,6 @@
 """`parctl status`: how a run is doing."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,8 @@ from parctl.cli.run_options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from parctl.launcher.backend import RunStatus
 
 
@@ -40,7 +42,8 @@ def status(
     if output in ("json", "yaml"):
         print_document(to_json(found), output)
         return
-    for name, value in _facts(found):
+    rows = owner.metrics(run_id)
+    for name, value in (*_facts(found), *predictions(rows[-1] if rows else {})):
         print(f"{name + ':':<10} {value}")
     if output == "wide":
         print()
@@ -69,6 +72,26 @@ def _facts(found: "RunStatus") -> list[tuple[str, str]]:
         if found.verdict.fix:
             facts.append(("fix", found.verdict.fix))
     return [*facts, ("where", found.where)]
+
+
+def predictions(row: "Mapping[str, Any]") -> list[tuple[str, str]]:
+    """What the plan predicted beside what the last report measured, where both are known.
+
+    >>> predictions({"step_time_s": 2.2, "predicted_step_time_s": 2.0})
+    [('predicted', 'a step of 2 s; measured: 2.2 s (+10%)')]
+    """
+    step, measured = row.get("predicted_step_time_s"), row.get("step_time_s")
+    if step is None or not measured:
+        return []
+    text = f"a step of {step:.3g} s; measured: {measured:.3g} s ({measured / step - 1:+.0%})"
+    facts = [("predicted", text)]
+    memory, peak = row.get("predicted_mem_bytes"), row.get("mem_peak_bytes")
+    if memory and peak:
+        from parctl.planner.sizes import size_text
+
+        text = f"{size_text(memory)}; measured: {size_text(peak)} ({peak / memory - 1:+.0%})"
+        facts.append(("memory", text))
+    return facts
 
 
 def _ranks(found: "RunStatus") -> str:

@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Iterable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from parctl.cli.options import DevicesOption, OutputOption
+
+if TYPE_CHECKING:
+    from parctl.topology.model import Topology
 
 app = typer.Typer(
     add_completion=False,
@@ -37,6 +40,10 @@ def topology(
     from_: SourcesOption = [],  # noqa: B006  (typer copies it)
     devices: DevicesOption = None,
     node: NodeOption = [],  # noqa: B006  (typer copies it)
+    inside: Annotated[
+        bool,
+        typer.Option("--inside", help="--from ray: ask every node for its links, by a short job."),
+    ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Which TP sizes fit NVLink, and what is wrong.")
     ] = False,
@@ -66,7 +73,10 @@ def topology(
     from parctl.topology.subset import only_nodes
 
     check_format(output, PLAIN if check else (*PLAIN, "tree", *EXPORTS))
-    found = only_nodes(discover(from_, num_devices=devices), node)
+    if inside:
+        found = only_nodes(_inside(from_), node)
+    else:
+        found = only_nodes(discover(from_, num_devices=devices), node)
     if check:
         from parctl.topology.check.questions import check_to_json, check_topology
 
@@ -89,6 +99,17 @@ def topology(
     else:
         typer.echo(export_text(found, output), nl=False)
     return 0
+
+
+def _inside(sources: list[str]) -> "Topology":
+    from parctl.errors import UsageError
+    from parctl.launcher.ray.inside import read_cluster_inside
+
+    if len(sources) != 1 or sources[0].partition(":")[0] != "ray":
+        raise UsageError(
+            "--inside is for the nodes of a Ray cluster", hint="`--from ray`, or `ray:ADDRESS`"
+        )
+    return read_cluster_inside(sources[0].partition(":")[2] or None)
 
 
 def _warn(warnings: Iterable[str]) -> None:

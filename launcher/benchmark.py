@@ -16,19 +16,17 @@ from parctl.errors import RunFailedError, UsageError
 from parctl.launcher.backend import Backend
 from parctl.launcher.run_id import new_run_id
 from parctl.launcher.waiting import outcome_error, wait_for
-from parctl.planner.degrees import Degrees
 from parctl.planner.devices import narrowed, survey
 from parctl.planner.make import make_plan
 from parctl.planner.plan import Plan
 from parctl.planner.time.calibrate import calibrate
 from parctl.planner.time.calibration import Calibration
 from parctl.planner.time.compute import layer_products
-from parctl.planner.time.estimate import fabric_of, slowest
-from parctl.planner.time.job import job_of
+from parctl.planner.time.estimate import slowest
+from parctl.planner.time.planned import planned_job
 from parctl.recipes.parameters import is_sparse
-from parctl.recipes.spec import AXES, Recipe, ScriptSpec
+from parctl.recipes.spec import Recipe, ScriptSpec
 from parctl.topology.model import Topology
-from parctl.topology.products import product_named
 
 PREFIX = "parctl-bench "  # of the lines that the program prints
 PROGRAM = "parctl.runtime.benchmark.program"
@@ -90,28 +88,16 @@ def bench_plan(
 
 def product_shapes(job: Plan, topology: Topology) -> list[list[int]]:
     """`[M, K, N]` of the different products of the job's layers on one rank."""
-    recipe, model, train = job.recipe, job.recipe.model, job.recipe.train
-    assert model is not None and train is not None
-    degrees = _degrees(recipe)
-    devices = narrowed(survey(topology, strict_node=False), topology, job.layout)
-    product = slowest(devices) or product_named("cpu")
-    # the shapes do not depend on the type of number, which the model of time must know
-    described = job_of(
-        replace(recipe, train=replace(train, precision="bf16")),
-        degrees,
-        job.stages,
-        product,
-        fabric_of(job.layout, devices, product),
-    )
-    assert described is not None
+    model = job.recipe.model
+    assert model is not None
+    described = planned_job(job, topology)
     kinds = {is_sparse(model, index): index for index in range(model.num_layers)}
     shapes = {
         (max(1, round(m)), max(1, round(k)), max(1, round(n)))
         for index in kinds.values()
         for m, k, n, _ in layer_products(described, index)
     }
-    tokens = described.tokens
-    shapes.add((tokens, model.dim, max(1, model.vocab_size // degrees.tp)))
+    shapes.add((described.tokens, model.dim, max(1, model.vocab_size // described.degrees.tp)))
     return [list(shape) for shape in sorted(shapes)]
 
 
@@ -149,10 +135,3 @@ def measurements(lines: Sequence[str]) -> Iterator[Mapping[str, Any]]:
             data = json.loads(text)
             if "seconds" in data:
                 yield data
-
-
-def _degrees(recipe: Recipe) -> Degrees:
-    spec = recipe.parallelism
-    return Degrees(
-        **{axis: getattr(spec, axis) or 1 for axis in AXES}, ep=spec.ep or 1, etp=spec.etp or 1
-    )

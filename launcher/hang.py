@@ -1,54 +1,22 @@
 """Which rank did not arrive where the others waited for it.
 
 When collectives time out, every rank that waited fails, and the cause is a rank that has not: it
-sleeps, is stopped, or is stuck in its data. Ranks leave records (`parctl.runtime.flight_record`)
+sleeps, is stopped, or is stuck in its data. Ranks leave records (`parctl.launcher.flight_records`)
 of the collectives of each process group, counted, and of where their main thread is. A rank is
 stuck when it does not answer, or answers from outside of a step; else it is the one that is behind
 in the counts while it is ahead of nobody.
 """
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from parctl.launcher.flight_records import FlightRecord, read_records
 from parctl.topology.layout import Layout
 
 if TYPE_CHECKING:
     from parctl.launcher.attempt import Outcome
-
-# the innermost frame of a rank that may be waiting for others itself; data comes from no rank
-TRAINING = re.compile(r"/torch/|parctl/runtime/(?!data|documents|token)")
-FOREIGN = re.compile(r"/lib/python3|site-packages|<frozen")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """A process group as one of its ranks saw it."""
-
-    axis: str
-    ranks: tuple[int, ...]
-    count: int  # of the last collective that it began
-    last: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FlightRecord:
-    stack: tuple[str, ...]  # innermost first
-    groups: tuple[Group, ...]  # the one used last at the end
-
-    @property
-    def trains(self) -> bool:
-        """Whether it is inside the step, where it computes or waits."""
-        return bool(self.stack) and TRAINING.search(self.stack[0]) is not None
-
-    @property
-    def place(self) -> str:
-        """The innermost frame of a program's own, else the innermost one."""
-        own = [frame for frame in self.stack if not FOREIGN.search(frame)]
-        return (own or list(self.stack) or ["an unknown place"])[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +92,7 @@ def hang_of(outcome: "Outcome", layout: Layout, folder: Path) -> Hang | None:
     caused = [failure for failure in outcome.failures if failure.kind is not Kind.STOPPED]
     if any(failure.kind is not Kind.PEER_GONE for failure in caused):
         return None
-    records = read_records(folder, range(layout.world_size))
+    records = read_records(folder, layout)
     if not records and not outcome.halted:  # a program of the user's, which keeps none
         return None
     return find_hang(
@@ -153,31 +121,3 @@ def missed(
         if any(other in ranks for other in failed):
             return axis, tuple(ranks), None
     return "all ranks", tuple(range(layout.world_size)), None
-
-
-def read_records(folder: Path, ranks: Sequence[int]) -> dict[int, FlightRecord]:
-    """Read what the ranks of an attempt left; what is absent or broken is left out."""
-    records = {}
-    for rank in ranks:
-        try:
-            content = json.loads(flight_file(folder, rank).read_text(encoding="utf-8"))
-            records[rank] = FlightRecord(
-                stack=tuple(content["stack"]), groups=tuple(map(_group, content["groups"]))
-            )
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return records
-
-
-def flight_file(folder: Path, rank: int) -> Path:
-    """Where a rank leaves its record, beside its error file."""
-    return folder / f"flight-{rank}.json"
-
-
-def _group(content: Mapping[str, Any]) -> Group:
-    return Group(
-        axis=content["axis"],
-        ranks=tuple(content["ranks"]),
-        count=content["count"],
-        last=content["last"],
-    )

@@ -102,6 +102,8 @@ def simulate(
         took[part], began = now - began, now
 
     chosen = backend or recipe.launch.backend
+    if chosen is not None and chosen not in BACKENDS:
+        raise UsageError(f"there is no back end `{chosen}`", hint=f"one of {', '.join(BACKENDS)}")
     plan = make_plan(recipe, topology, backend=chosen or BACKENDS[0])
     done("plan")
     misfit = None
@@ -228,13 +230,18 @@ def _render(backend: str, plan: Plan, topology: Topology) -> Manifests:
 
         document = local_document(plan, RUN_ID)
         return Manifests(run_id=RUN_ID, backend="local", plan=plan, documents=(document,))
-    raise UsageError(f"there is no back end `{backend}`", hint=f"one of {', '.join(BACKENDS)}")
+    raise AssertionError(backend)
 
 
 def _saving(
     plan: Plan, mtbf_hours: float, checkpoint_s: float | None, restart_s: float | None
 ) -> Saving:
     nodes = plan.layout.num_nodes
+    if plan.recipe.task not in ("train", "script"):
+        raise UsageError(
+            f"recipe {plan.recipe.name} has task: {plan.recipe.task}: it saves nothing",
+            hint="--mtbf-hours is for jobs that go on from what they saved",
+        )
     assumed = []
     if checkpoint_s is None:
         state = saved_bytes(plan)

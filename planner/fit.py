@@ -13,6 +13,7 @@ from typing import NamedTuple
 from parctl.errors import DoesNotFitError
 from parctl.planner.degrees import Degrees, with_degrees
 from parctl.planner.devices import Devices
+from parctl.planner.inference_fit import inference_advice
 from parctl.planner.memory import estimate_memory
 from parctl.planner.plan import Plan
 from parctl.planner.rules import sp_divides, tp_divides
@@ -60,6 +61,8 @@ def refuse_misfit(plan: Plan) -> None:
 
 def advice(plan: Plan) -> str:
     """Say which changes would fit, the mildest first, or how many devices it takes."""
+    if plan.recipe.inference is not None:
+        return inference_advice(plan)
     changes = smallest_changes(plan)
     if changes:
         first, *others = (f"`{change.text}`" for change in changes)
@@ -224,7 +227,6 @@ def _with_degrees(start: Change, degrees: Degrees) -> Change:
     spec = replace(spec, text=format_form(spec))
     recipe = replace(start.recipe, parallelism=spec)
     options = tuple(option for option in start.options if not option.startswith("parallelism"))
-    kind = next(
-        (axis for axis in ("tp", "pp") if degrees.of(axis) > start.degrees.of(axis)), "data"
-    )
+    grown = [axis for axis in ("tp", "pp") if degrees.of(axis) > start.degrees.of(axis)]
+    kind = grown[0] if grown else "data"
     return Change((*options, form_option(spec)), recipe, degrees, kind)

@@ -22,7 +22,7 @@ from parctl.planner.schedules import stage_ranks
 from parctl.planner.shards import Shard
 from parctl.planner.stages import split_layers
 from parctl.planner.states import Regime
-from parctl.recipes.parameters import count_parameters, is_sparse
+from parctl.recipes.parameters import ModelCount, count_parameters, is_sparse
 from parctl.recipes.spec import Recipe
 
 # share of device memory that tensors can fill before fragmentation ends the run: 0.88 to 0.92 is
@@ -137,12 +137,22 @@ class Held:
 
 
 def held_by_stage(
-    recipe: Recipe, degrees: Degrees, *, stages: Sequence[Sequence[int]] | None, kind: Kind
+    recipe: Recipe,
+    degrees: Degrees,
+    *,
+    stages: Sequence[Sequence[int]] | None,
+    kind: Kind,
+    count: ModelCount | None = None,
+    heaviest: bool = False,
 ) -> tuple[Held, ...]:
-    """Count what does not depend on how `dp` and `fsdp` divide the data ranks."""
+    """Count what does not depend on how `dp` and `fsdp` divide the data ranks.
+
+    `count`: of the model, where it is known. `heaviest`: of ranks with equal layers the first one
+    only, which under every named schedule keeps the most.
+    """
     model, train, spec = recipe.model, recipe.train, recipe.parallelism
     assert model is not None and train is not None
-    count = count_parameters(model)
+    count = count or count_parameters(model)
     regime = states.REGIMES[train.precision]
     chunks = stages or split_layers(model, degrees.pp * spec.virtual_stages)
     shapes = activations.Shapes(
@@ -180,14 +190,17 @@ def held_by_stage(
         return equal[key]
 
     for rank, own in enumerate(held):
+        first, last = 0 in own, len(chunks) - 1 in own
+        number = sum(len(chunks[chunk]) for chunk in own)
+        if heaviest and plain and (first, last, number) in equal:
+            continue
         layers = [layer for chunk in own for layer in chunks[chunk]]
-        last = len(chunks) - 1 in own
-        shard, unit, stored, working = of_layers(layers, first=0 in own, last=last)
+        shard, unit, stored, working = of_layers(layers, first=first, last=last)
         alive = activations.in_flight(rank, spec, degrees, micro_batches)
         found.append(
             Held(
                 stage=rank,
-                layers=len(layers),
+                layers=number,
                 shard=shard,
                 unit=unit,
                 micro_batches=alive,
@@ -198,19 +211,6 @@ def held_by_stage(
             )
         )
     return tuple(found)
-
-
-def heaviest_held(held: Sequence[Held]) -> tuple[Held, ...]:
-    """Of stages with the same parameters the one that keeps most: some of these is the worst."""
-    most: dict[tuple[Shard, Shard], Held] = {}
-    for part in held:
-        key = (part.shard, part.unit)
-        own = part.activations + max(part.working, part.logits)
-        if key not in most or own > most[key].activations + max(
-            most[key].working, most[key].logits
-        ):
-            most[key] = part
-    return tuple(most.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

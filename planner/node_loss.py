@@ -80,14 +80,17 @@ def broken_groups(plan: Plan, ranks: tuple[int, ...]) -> dict[str, int]:
     """How many groups of every axis these ranks are in."""
     layout = plan.layout
     place = {rank: position for position, rank in enumerate(layout.ranks)}
-    broken = {}
-    stride = 1
-    for axis, size in reversed(list(layout.axes.items())):
-        broken[axis] = len(
-            {(place[r] // (stride * size), place[r] % stride) for r in ranks if size > 1}
-        )
-        stride *= size
-    return {axis: broken[axis] for axis in layout.axes if broken[axis]}
+    places = [place[rank] for rank in ranks]
+    broken: dict[str, int] = {}
+    for axes in (layout.axes, layout.expert_axes or {}):
+        stride = 1
+        counts = {}
+        for axis, size in reversed(list(axes.items())):
+            if size > 1:
+                counts[axis] = len({(at // (stride * size), at % stride) for at in places})
+            stride *= size
+        broken |= {axis: counts[axis] for axis in axes if axis in counts and axis not in broken}
+    return broken
 
 
 def without_node(topology: Topology, node: str) -> Topology:

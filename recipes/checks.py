@@ -120,12 +120,6 @@ def _operator_faults(model: ModelSpec, parallelism: ParallelismSpec) -> list[Fau
     if operator != BRANCHES:
         message = f"found {operator}, but a block has {BRANCHES} branches, attention and MLP"
         faults.append(_fault(path, message, f"write `OP{BRANCHES}`"))
-    if model.moe is not None:
-        message = "the balance of experts is part of the loss, which every rank must see"
-        faults.append(_fault(path, message, "use EP for experts, and remove OP"))
-    if model.dropout:
-        message = f"dropout ({model.dropout:g}): ranks with other branches draw other masks"
-        faults.append(_fault(path, message, "set `model.dropout: 0`, or remove OP"))
     return faults
 
 

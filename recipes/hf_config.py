@@ -65,7 +65,9 @@ def _refused(config: Mapping[str, Any]) -> str | None:
     bias = bool(config.get("attention_bias", False))
     dense = config.get("mlp_only_layers") or []
     wrong = {
-        f"rope_scaling of type {rope_type!r}": rope_type not in ("default", "llama3"),
+        f"rope_scaling of type {rope_type!r}": rope_type not in ("default", "llama3", "yarn"),
+        "attention_factor": scaling.get("attention_factor") is not None,
+        "rope_scaling without truncate": scaling.get("truncate", True) is False,
         f"activation {activation!r}": activation
         not in (("gelu_new", "gelu_pytorch_tanh") if kind == "gpt2" else ("silu", "swish")),
         "attention_bias without mlp_bias": bias
@@ -255,7 +257,17 @@ def _moe(num_experts: int, top_k: int, width: int, config: Mapping[str, Any]) ->
 
 
 def _rope_scaling(rope: Mapping[str, Any]) -> dict[str, float] | None:
-    if rope.get("rope_type", rope.get("type")) != "llama3":
+    kind = rope.get("rope_type", rope.get("type"))
+    if kind == "yarn":
+        scaling = {
+            "factor": rope["factor"],
+            "beta_fast": rope.get("beta_fast") or 32,
+            "beta_slow": rope.get("beta_slow") or 1,
+            "original_max_seq_len": rope["original_max_position_embeddings"],
+        }
+        sizes = {key: rope[key] for key in ("mscale", "mscale_all_dim") if rope.get(key)}
+        return scaling | sizes
+    if kind != "llama3":
         return None
     return {
         "factor": rope["factor"],

@@ -44,4 +44,7 @@ def build_launch(given: LaunchFields | None, context: "Context") -> spec.LaunchS
         workdir=None if fields.workdir is None else str(context.folder / Path(fields.workdir)),
         kubernetes=build_kubernetes(fields.kubernetes, context),
         ray=build_ray(fields.ray),
+        price_per_gpu_hour=(
+            None if fields.price_per_gpu_hour is None else float(fields.price_per_gpu_hour)
+        ),
     )

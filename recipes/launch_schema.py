@@ -54,6 +54,11 @@ class LaunchFields(Fields):
         description="folder that is sent along, where the ranks start",
         examples=["./src"],
     )
+    price_per_gpu_hour: Positive | None = Field(
+        default=None,
+        description="of a device, in any currency; a plan then says what the run costs",
+        examples=[2.5],
+    )
     kubernetes: KubernetesFields | None = Field(
         default=None, description="for that back end", examples=[{"kind": "job"}]
     )

@@ -82,12 +82,28 @@ class VisionFields(Fields):
 
 
 class RopeScalingFields(Fields):
-    """Llama 3.1's stretching of rotary positions."""
+    """Stretching of rotary positions: as Llama 3.1 does it, or as YaRN (2309.00071)."""
 
     factor: Positive = Field(description="how far the context is stretched", examples=[8.0])
-    low_freq_factor: Positive = Field(description="below: stretched fully", examples=[1.0])
-    high_freq_factor: Positive = Field(description="above: not stretched", examples=[4.0])
     original_max_seq_len: Size = Field(description="context of the first training", examples=[8192])
+    low_freq_factor: Positive | None = Field(
+        default=None, description="Llama 3.1: periods below are stretched fully", examples=[1.0]
+    )
+    high_freq_factor: Positive | None = Field(
+        default=None, description="Llama 3.1: periods above are not stretched", examples=[4.0]
+    )
+    beta_fast: Positive | None = Field(
+        default=None, description="YaRN: periods above are not stretched", examples=[32.0]
+    )
+    beta_slow: Positive | None = Field(
+        default=None, description="YaRN: periods below are stretched fully", examples=[1.0]
+    )
+    mscale: Positive | None = Field(
+        default=None, description="YaRN of DeepSeek: weight of rotated parts", examples=[1.0]
+    )
+    mscale_all_dim: Positive | None = Field(
+        default=None, description="YaRN of DeepSeek: weight of whole products", examples=[1.0]
+    )
 
 
 class ModelFields(Fields):
@@ -141,7 +157,7 @@ class ModelFields(Fields):
         default=None, description="share of head_dim that is rotated", examples=[1.0]
     )
     rope_scaling: RopeScalingFields | None = Field(
-        default=None, description="Llama 3.1's stretching", examples=[None]
+        default=None, description="stretching of rotary positions", examples=[None]
     )
     bias: bool | None = Field(default=None, description="on attention and MLP", examples=[False])
     qkv_bias: bool | None = Field(

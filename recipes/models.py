@@ -112,11 +112,29 @@ def _shape_faults(family: str, full: Values) -> list[Fault]:
         if rotated != int(rotated) or int(rotated) % 2:
             message = f"head_dim ({full['head_dim']}) x rope_fraction rotates {rotated:g} elements"
             faults.append(_fault("head_dim", message, "RoPE rotates pairs: make it even"))
+    faults += _scaling_faults(_given(full.get("rope_scaling")))
     for key, wanted in (("moe", ("moe", "t5")), ("vision", ("vit",)), ("mla", ("llama", "moe"))):
         if full.get(key) is not None and family not in wanted:
             hint = f"set `family: {wanted[0]}`, or remove `{key}`"
             faults.append(_fault(key, f"found `{key}` in a {family} model", hint))
     return faults + _moe_faults(full) + _vision_faults(full)
+
+
+def _scaling_faults(scaling: Mapping[str, float] | None) -> list[Fault]:
+    """Find what is neither the stretching of Llama 3.1 nor YaRN's."""
+    if scaling is None:
+        return []
+    own = set(scaling) - {"factor", "original_max_seq_len"}
+    yarn = {"beta_fast", "beta_slow"}
+    if own == {"low_freq_factor", "high_freq_factor"}:
+        return []
+    if yarn <= own <= yarn | {"mscale", "mscale_all_dim"}:
+        return []
+    message = f"found {listed(sorted(own)) or 'neither'} beside factor and original_max_seq_len"
+    hint = (
+        "give low_freq_factor and high_freq_factor (Llama 3.1), or beta_fast and beta_slow (YaRN)"
+    )
+    return [_fault("rope_scaling", message, hint)]
 
 
 def _moe_faults(full: Values) -> list[Fault]:
@@ -167,7 +185,7 @@ def _build(full: Values, name: str) -> ModelSpec:
         positions=full["positions"],
         rope_theta=float(full.get("rope_theta", 10_000.0)),
         rope_fraction=float(full.get("rope_fraction", 1.0)),
-        rope_scaling=full.get("rope_scaling"),
+        rope_scaling=_given(full.get("rope_scaling")),
         bias=full["bias"],
         qkv_bias=full.get("qkv_bias", False),
         qk_norm=full.get("qk_norm", False),
@@ -181,6 +199,13 @@ def _build(full: Values, name: str) -> ModelSpec:
         moe=None if moe is None else MoeSpec(**moe),
         vision=None if vision is None else VisionSpec(**vision),
     )
+
+
+def _given(scaling: Mapping[str, Any] | None) -> Mapping[str, float] | None:
+    """Leave out what the other kind of stretching has."""
+    if scaling is None:
+        return None
+    return {name: value for name, value in scaling.items() if value is not None}
 
 
 def _fault(path: str, message: str, hint: str) -> Fault:

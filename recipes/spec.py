@@ -83,9 +83,9 @@ class ModelSpec:
     positions: Literal["rope", "learned", "relative"]
     rope_theta: float
     rope_fraction: float  # share of head_dim that is rotated
-    rope_scaling: (
-        Mapping[str, float] | None
-    )  # Llama 3.1: factor, low_freq_factor, high_freq_factor, original_max_seq_len
+    # factor, original_max_seq_len; as Llama 3.1: low_freq_factor, high_freq_factor; as YaRN:
+    # beta_fast, beta_slow, and where DeepSeek has them mscale, mscale_all_dim
+    rope_scaling: Mapping[str, float] | None
     bias: bool  # on attention and MLP projections
     qkv_bias: bool
     qk_norm: bool
@@ -241,6 +241,7 @@ class LaunchSpec:
     workdir: str | None = None  # folder sent along, where the ranks start; None: nothing is sent
     kubernetes: KubernetesSpec | None = None  # None: that back end's defaults
     ray: RaySpec | None = None  # the same
+    price_per_gpu_hour: float | None = None  # in any currency; None: not known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ from typing import Any
 import torch.distributed as dist
 from torch._C import _distributed_c10d
 
+from parctl.launcher.flight_records import axis_of
 from parctl.topology.layout import Layout
 
 NUM_ENTRIES = "1000"  # collectives that torch remembers, over all groups
@@ -38,6 +39,7 @@ def remember_collectives(path: Path) -> None:
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", NUM_ENTRIES)
     # NCCL's watchdog ends the process itself and leaves its record here, with torch's rank behind
     os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(path.with_name("nccl-")))
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
 
 
 class FlightRecord:
@@ -123,15 +125,6 @@ def collectives() -> list[dict[str, Any]]:
             # pickled by our own process; with collectives, without stacks, not only active ones
             found += pickle.loads(dump(True, False, False))["entries"]
     return found
-
-
-def axis_of(description: str) -> str:
-    """What people call a group.
-
-    >>> axis_of("mesh_tp"), axis_of("default_pg")
-    ('tp', 'all ranks')
-    """
-    return "all ranks" if description == "default_pg" else description.removeprefix("mesh_")
 
 
 def ranks_of(layout: Layout, positions: Sequence[int]) -> list[int]:

@@ -71,6 +71,7 @@ def generate(
     tokenizer = load_text(inference.tokenizer)
     reader = Reader(
         tokenizer=tokenizer,
+        tokenizer_name=inference.tokenizer,
         template=load_template(inference.tokenizer, inference.chat_template),
         defaults=spec.sampling,
     )

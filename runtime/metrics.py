@@ -32,6 +32,8 @@ class StepMetrics:
     mfu: float | None
     mem_peak_bytes: int  # of the reporting rank
     step_time_s: float
+    predicted_step_time_s: float | None  # by the plan; None: it does not say
+    predicted_mem_bytes: int | None  # the same, of the rank that needs most
     validation_loss: float | None
     expert_load: float | None  # busiest expert over the mean, mean of layers; models with experts
     expert_dropped: float | None  # share of the choices of experts
@@ -82,6 +84,7 @@ class Reporter:
         tokens_per_step: int,
         world_size: int,
         estimates: Mapping[str, Any],
+        memory: Mapping[str, Any],
         device: torch.device,
     ) -> None:
         self._file = path.open("a", encoding="utf-8") if path else None
@@ -89,6 +92,7 @@ class Reporter:
         self._tokens_per_step, self._world_size = tokens_per_step, world_size
         self._flops_per_token: float | None = estimates.get("model_flops_per_token")
         self._peak_flops: float | None = estimates.get("peak_flops_per_device")
+        self._predicted = {**memory, **estimates}
         self._device = device
         self._last_time, self._steps_since = time.perf_counter(), 0
 
@@ -135,6 +139,8 @@ class Reporter:
             mfu=None if flops is None or not self._peak_flops else flops / self._peak_flops,
             mem_peak_bytes=peak_memory(self._device),
             step_time_s=seconds,
+            predicted_step_time_s=self._predicted.get("step_time_s"),
+            predicted_mem_bytes=self._predicted.get("total_bytes"),
             validation_loss=validation_loss,
             expert_load=expert_load[0] or None,
             expert_dropped=expert_load[1] if expert_load[0] else None,

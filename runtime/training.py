@@ -84,6 +84,7 @@ def prepare(
         tokens_per_step=spec.global_batch * spec.seq_len,
         world_size=dist.get_world_size(),
         estimates=plan.time,
+        memory=plan.memory,
         device=mesh.device,
     )
     parallel = parallelize(model, recipe.parallelism, spec, mesh, plan.stages)

@@ -43,7 +43,6 @@ CONNECT_S = 5.0
 RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 TAIL_LINES = 200
 OVER_S = 10.0  # after the ranks' grace, until the node process counts as stuck
-TOOK_LEADER_S = 30.0  # a coordinator that restarts needs so long
 
 
 class Agent:
@@ -84,12 +83,13 @@ class Agent:
 
     def run(self, *, connect_timeout_s: float) -> int:
         """Serve until the leader says that it is done; return the exit code."""
-        deadline = time.monotonic() + connect_timeout_s
         while self._code is None:
+            deadline = time.monotonic() + connect_timeout_s
             if self._channel is None and not self._connect(deadline):
                 self._leave_alone("the pod that leads the run cannot be reached")
                 break
             self._serve_once()
+        self._hang_up()  # the leader waits for that
         self._node.dismiss()
         self._drain_leader()
         return self._code if self._code is not None else names.RETRY

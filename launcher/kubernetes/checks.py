@@ -53,15 +53,12 @@ def _check_checkpoints(plan: Plan, spec: KubernetesSpec) -> None:
     checkpoint = plan.recipe.checkpoint
     if checkpoint is None or plan.recipe.task != "train":
         return
-    if not (checkpoint.every or checkpoint.at_end):
-        return
     directory = checkpoint.dir
     if directory is None and plan.layout.num_nodes == 1 and not plan.recipe.launch.retries:
         return
     remedy = (
         "mount a volume that all nodes share and save there: `launch.kubernetes.volumes: "
-        "{shared: {mount: /mnt/shared, claim: NAME}}`, `checkpoint.dir: /mnt/shared/RUN`; or save "
-        "nothing: `checkpoint: {every: 0, at_end: false}`"
+        "{shared: {mount: /mnt/shared, claim: NAME}}`, `checkpoint.dir: /mnt/shared/RUN`"
     )
     if directory is None:
         why = "ranks on several nodes" if plan.layout.num_nodes > 1 else "a restarted pod"

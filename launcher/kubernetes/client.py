@@ -44,9 +44,11 @@ PLURALS = {
     ("jobset.x-k8s.io/v1alpha2", "JobSet"): "jobsets",
     ("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet"): "leaderworkersets",
     ("ray.io/v1", "RayJob"): "rayjobs",
-    ("kueue.x-k8s.io/v1beta1", "Workload"): "workloads",
-    ("kueue.x-k8s.io/v1beta1", "LocalQueue"): "localqueues",
-    ("kueue.x-k8s.io/v1beta1", "ClusterQueue"): "clusterqueues",
+}
+PLURALS |= {
+    (f"kueue.x-k8s.io/{version}", kind): f"{kind.lower()}s"
+    for version in ("v1beta1", "v1beta2")
+    for kind in ("Workload", "LocalQueue", "ClusterQueue")
 }
 CLUSTER_WIDE = ("Node", "Namespace", "ClusterQueue")
 

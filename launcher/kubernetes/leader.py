@@ -40,7 +40,7 @@ from parctl.launcher.kubernetes.report import (
     report_text,
 )
 from parctl.launcher.kubernetes.settings import kubernetes_spec, run_settings
-from parctl.launcher.kubernetes.team import PodTeam
+from parctl.launcher.kubernetes.team import Peer, PodTeam
 from parctl.launcher.metrics import step_of_line
 from parctl.launcher.ray.attempt import RayAttempt
 from parctl.launcher.ray.team import Team
@@ -85,18 +85,21 @@ class Leader:
         self.team.closed_to_new = False
         deadline = time.monotonic() + timeout_s
         while True:
+            for peer in list(self.team.peers.values()):
+                if peer.leaving and peer.lost is None:
+                    self.release_one(peer, names.SAVED)
+                if peer.leaving or peer.lost is not None:
+                    self.team.forget(peer)
             absent = self.absent
             self.change(state=State.PLACING, reason=self._absence(absent) if absent else None)
             if not absent:
-                self.team.closed_to_new = True
+                self.team.begin()
                 return None
             if stopped():
                 return "the run was told to stop"
             if time.monotonic() >= deadline:
                 return f"{self._absence(absent)} for {timeout_s:g} s"
             self.team.listen(TICK_S)
-            for peer in self.team.lost:
-                self.team.forget(peer)
 
     @property
     def num_pods(self) -> int:
@@ -192,8 +195,11 @@ class Leader:
     def release(self, code: int) -> None:
         """Let every agent go, with the exit code of its container and the last report."""
         for peer in list(self.team.peers.values()):
-            peer.released = True
-            self.team.send(peer, {"done": {"code": code, "report": report_text(self.report)}})
+            self.release_one(peer, code)
+
+    def release_one(self, peer: Peer, code: int) -> None:
+        peer.released = True
+        self.team.send(peer, {"done": {"code": code, "report": report_text(self.report)}})
 
     def change(self, *, force: bool = False, **changes: Any) -> None:
         """Change the report and tell it. An unchanged one is not told again."""

@@ -58,8 +58,6 @@ class NodePipe:
     def dismiss(self) -> None:
         """End it, and wait until it has put its ranks in order."""
         self.send({"leave": 1})
-        with suppress(OSError):
-            self._input.close()
         try:
             self._process.wait(LEAVE_S)
         except subprocess.TimeoutExpired:

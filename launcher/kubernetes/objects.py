@@ -67,6 +67,14 @@ def read_run(client: Client, run_id: str) -> RunObjects | None:
     return RunObjects(workload=workload, pods=pods)
 
 
+def kueue_api(client: Client) -> str | None:
+    """The newest version of Kueue's API that the cluster has; None: it has no Kueue."""
+    for version in ("kueue.x-k8s.io/v1beta2", "kueue.x-k8s.io/v1beta1"):
+        if client.serves(version, "Workload"):
+            return version
+    return None
+
+
 def label_of(each: Mapping[str, Any], key: str) -> str | None:
     value: str | None = (each["metadata"].get("labels") or {}).get(key)
     return value

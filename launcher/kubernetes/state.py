@@ -124,7 +124,7 @@ def _state_of_pods(run: RunObjects, report: Report | None, state: State) -> Stat
     if is_suspended(run.workload):
         return State.PENDING
     pods = [pod for pod in run.rank_pods if phase_of(pod) not in ("Succeeded", "Failed")]
-    running = [pod for pod in pods if phase_of(pod) == "Running"]
+    running = [pod for pod in run.rank_pods if phase_of(pod) in ("Running", "Succeeded")]
     wanted = int(annotation_of(run.workload, names.NUM_PODS) or 1)
     failed = [pod for pod in run.rank_pods if phase_of(pod) == "Failed"]
     if len(running) < wanted:

@@ -8,12 +8,11 @@ from parctl.errors import BackendError, ParctlError
 from parctl.launcher.kubernetes import names
 from parctl.launcher.kubernetes.client import ApiError, Client
 from parctl.launcher.kubernetes.names import Object
-from parctl.launcher.kubernetes.objects import RunObjects, find_workload, phase_of
+from parctl.launcher.kubernetes.objects import RunObjects, find_workload, kueue_api, phase_of
 from parctl.launcher.kubernetes.state import end_of
 
 POLL_S = 0.25
 SLACK_S = 10.0  # for the kubelet to see a pod off
-WORKLOAD = ("kueue.x-k8s.io/v1beta1", "Workload")
 # whatever a run may consist of, the workload apart
 KINDS = (
     ("batch/v1", "Job"),
@@ -89,15 +88,17 @@ def _evict(client: Client, workload: Object) -> None:
     if names.QUEUE not in (workload["metadata"].get("labels") or {}):
         return
     try:
-        queued = client.list(*WORKLOAD) or []
+        api = kueue_api(client)
+        queued = client.list(api, "Workload") or [] if api else []
     except ApiError as error:
         if error.code in REFUSED:
             return
         raise
+    off = {"spec": {"active": False}}
     for each in queued:
         owners = each["metadata"].get("ownerReferences") or ()
         if any(owner["uid"] == workload["metadata"]["uid"] for owner in owners):
-            client.patch(*WORKLOAD, each["metadata"]["name"], {"spec": {"active": False}})
+            client.patch(each["apiVersion"], "Workload", each["metadata"]["name"], off)
 
 
 def _living(client: Client, run_id: str) -> list[Object]:

@@ -29,7 +29,9 @@ class Peer:
     place: Place
     channel: Channel
     lost: str | None = None
+    leaving: bool = False  # its pod was told to end
     released: bool = False  # it has been told to leave
+    lost_at: float = 0.0  # monotonic
 
     @property
     def node(self) -> str:
@@ -96,6 +98,11 @@ class PodTeam:
             if left <= 0 or not self.closed_to_new:
                 return
 
+    def begin(self) -> None:
+        """Take nobody else in, and forget what was said before the attempt."""
+        self.closed_to_new = True
+        self._pending.clear()
+
     def forget(self, peer: Peer) -> None:
         if self.peers.get(peer.index) is peer:
             del self.peers[peer.index]
@@ -132,6 +139,7 @@ class PodTeam:
             if "hello" in message:
                 self._welcome(channel, message["hello"])
             elif peer is not None and "leaving" in message:
+                peer.leaving = True
                 self.leaving_s = min(self.leaving_s or 1e9, float(message["leaving"]))
             elif peer is not None and "news" in message:
                 self._pending.append(News(node=peer.node, content=message["news"]))
@@ -176,7 +184,7 @@ class PodTeam:
 
     def _lose(self, peer: Peer, why: str) -> None:
         if peer.lost is None:
-            peer.lost = why
+            peer.lost, peer.lost_at = why, time.monotonic()
             self._drop(peer.channel)
             if not peer.released:
                 self._pending.append(News(node=peer.node, content={"lost": why}))

@@ -21,6 +21,7 @@ from typing import Any
 
 from parctl.launcher.processes import processes_with
 from parctl.launcher.ray.interface import interface_of
+from parctl.launcher.ray.look import look
 from parctl.launcher.ray.manifest import SHIPPED
 from parctl.launcher.ray.run_files import find_run_file, run_directory
 
@@ -55,6 +56,7 @@ class Agent:
             "address": address,
             "host": socket.gethostname(),
             "gpus": [_number(name) for name in context.get_accelerator_ids().get("GPU", [])],
+            "inside": look() if self._gpus_matter else None,
             "python": sys.executable,
             "missing": missing,
             "pid": os.getpid(),
@@ -74,9 +76,14 @@ class Agent:
             news.append({"gone": self._end_of_process()})
         return news
 
+    @property
+    def _gpus_matter(self) -> bool:
+        return bool(self._settings["device_kind"] == "gpu")
+
     def _missing(self) -> list[str]:
         """What this node lacks, in words."""
-        wanted: Sequence[str] = NEEDED if self._settings["start"] == "fork" else ()
+        runs_torch = self._settings["start"] == "fork" or self._settings["preflight"]
+        wanted: Sequence[str] = NEEDED if runs_torch else ()
         found = [f"`{name}` is not installed" for name in wanted if find_spec(name) is None]
         secrets = self._settings["secrets"].items()
         found += [

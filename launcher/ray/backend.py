@@ -7,12 +7,13 @@ the address.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parctl.errors import BackendError, UnknownRunError, UsageError
 from parctl.launcher.backend import Diagnosis, LogLine, Manifests, RunRef, RunStatus
 from parctl.launcher.contexts import Context, resolve_context
 from parctl.launcher.metrics import metrics_of
+from parctl.launcher.owner import label_value, owner_name
 from parctl.launcher.ray.diagnosis import diagnose
 from parctl.launcher.ray.grace import grace_package
 from parctl.launcher.ray.job_log import read_lines, tail_of_each
@@ -29,15 +30,17 @@ from parctl.launcher.ray.jobs import (
     stop_job,
     submit_job,
 )
-from parctl.launcher.ray.manifest import RayManifest, ray_manifest
 from parctl.launcher.ray.record import PLAN_KEY, read_details
 from parctl.launcher.ray.run_files import log_name
 from parctl.launcher.ray.status import status_of
 from parctl.launcher.run_id import check_run_id
 from parctl.planner.plan import Plan
 from parctl.recipes.spec import Recipe
-from parctl.topology.model import Topology
 from parctl.topology.sources.ray_dashboard import Dashboard, find_dashboard
+
+if TYPE_CHECKING:
+    from parctl.launcher.ray.manifest import RayManifest
+    from parctl.topology.model import Topology
 
 CANCEL_S = 5.0  # until nothing is left, unless it says otherwise
 SLACK_S = 15.0  # for the cluster to hear of it and to say that it is done
@@ -59,7 +62,7 @@ class RayBackend:
         """Nothing can begin before the cluster has the plan."""
         yield
 
-    def render(self, plan: Plan, run_id: str, topology: Topology | None = None) -> Manifests:
+    def render(self, plan: Plan, run_id: str, topology: "Topology | None" = None) -> Manifests:
         manifest = self._manifest(plan, check_run_id(run_id))
         return Manifests(
             run_id=run_id, backend="ray", plan=plan, documents=tuple(manifest.documents())
@@ -165,8 +168,11 @@ class RayBackend:
         text = None if node is None else read_file(self._dashboard, node, name)
         return metrics_of(text or "")
 
-    def _manifest(self, plan: Plan, run_id: str) -> RayManifest:
-        return ray_manifest(plan, run_id, storage=self._context.storage)
+    def _manifest(self, plan: Plan, run_id: str) -> "RayManifest":
+        from parctl.launcher.ray.manifest import ray_manifest
+
+        owner = label_value(owner_name())
+        return ray_manifest(plan, run_id, storage=self._context.storage, owner=owner)
 
     def _is_there(self, run_id: str, plan: Plan) -> bool:
         job = find_job(self._dashboard, run_id)

@@ -15,15 +15,17 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
-from parctl.errors import ParctlError
+from parctl.errors import CannotPlaceError, ParctlError
 from parctl.launcher.attempt import CANCEL_GRACE_S, Outcome
 from parctl.launcher.backend import RankStatus, State, Verdict
 from parctl.launcher.hang import hang_of
 from parctl.launcher.metrics import step_of_line
 from parctl.launcher.ray.attempt import RayAttempt
+from parctl.launcher.ray.environment import ranks_by_node
 from parctl.launcher.ray.grace import asked_grace_s
 from parctl.launcher.ray.job_log import log_line
 from parctl.launcher.ray.placement import Placed, Placer
+from parctl.launcher.ray.preflight import bad_nodes, try_nodes
 from parctl.launcher.ray.publish import Publisher
 from parctl.launcher.ray.reasons import Reason
 from parctl.launcher.ray.run_files import find_run_file, run_directory
@@ -65,6 +67,7 @@ class Driver:
         self._placed: Placed | None = None
         self._lines: dict[int, list[str]] = {}  # the last ones of every rank, for the verdict
         self._waits_for: str | None = None
+        self._sound: set[str] = set()  # nodes that passed the preflight
 
     def run(self) -> State:
         try:
@@ -90,7 +93,9 @@ class Driver:
             self._publisher.change(state=State.PLACING, attempt=number)
             if self._placed is None:
                 self._placed = self._place(deadline, again=number > 1)
-            if self._placed is None:
+            if self._placed is not None and self._settings["preflight"]:
+                self._placed = self._examined(self._placed)
+            if self._placed is None or self._stop.asked:
                 return self._end(State.CANCELLED, None)
             outcome = self._attempt(number, self._placed, deadline)
             verdict = None
@@ -117,6 +122,41 @@ class Driver:
             deadline=min(place_by, deadline or place_by),
             fewer_from=now + self._settings["rejoin_s"] if may_shrink else None,
         )
+
+    def _examined(self, placed: Placed) -> Placed | None:
+        """Try nodes that were not tried yet, and do without those that are bad."""
+        while (new := set(placed.team.members) - self._sound) and not self._stop.asked:
+            layout = placed.plan.layout
+            self._say(f"preflight of {', '.join(sorted(new))}")
+            trials = try_nodes(
+                placed.team,
+                layout,
+                kind=self._plan.topology.get("kind"),
+                stopped=lambda: self._stop.asked,
+            )
+            counts = {node: len(slots) for node, slots in ranks_by_node(layout).items()}
+            bad = bad_nodes(trials, counts)
+            self._sound.update(set(trials) - set(bad))
+            if not bad:
+                break
+            for node, why in bad.items():
+                self._say(f"{node} is bad: {why}")
+                self._publisher.happened(f"preflight: {node} is bad: {why}")
+            self._placed = placed
+            self._release()
+            self._placer.avoid(bad)
+            try:
+                again = self._placer.place(deadline=time.monotonic(), fewer_from=None)
+            except CannotPlaceError as error:
+                node, why = next(iter(bad.items()))
+                raise ParctlError(
+                    f"{node} is bad: {why}; no other node is free in its place",
+                    hint=f"repair it, or do without: `placement.exclude: [{node}]`",
+                ) from error
+            if again is None:
+                return None
+            placed = again
+        return placed
 
     def _attempt(self, number: int, placed: Placed, deadline: float | None) -> Outcome:
         for change in placed.changes:

@@ -18,6 +18,7 @@ from parctl.launcher.ray.environment import (
     ranks_in_words,
 )
 from parctl.launcher.ray.packages import Package, parctl_package, run_package, workdir_package
+from parctl.launcher.ray.record import OWNER_KEY, PLAN_KEY, STEPS_KEY
 from parctl.planner.plan import Plan
 from parctl.recipes.ray_spec import DEFAULTS
 from parctl.recipes.spec import Recipe, to_json
@@ -42,7 +43,7 @@ class RayManifest:
         return (self.settings, job)
 
 
-def ray_manifest(plan: Plan, run_id: str, *, storage: str | None) -> RayManifest:
+def ray_manifest(plan: Plan, run_id: str, *, storage: str | None, owner: str = "") -> RayManifest:
     """Make all that is sent. UsageError: the recipe asks for what Ray cannot give."""
     recipe = plan.recipe
     _refuse_reserved(recipe)
@@ -69,8 +70,9 @@ def ray_manifest(plan: Plan, run_id: str, *, storage: str | None) -> RayManifest
         "runtime_env": environment,
         "metadata": {
             "name": recipe.name,
-            "parctl_plan": plan.hash,
-            "parctl_steps": str(recipe.train.steps) if recipe.train else "",
+            PLAN_KEY: plan.hash,
+            STEPS_KEY: str(recipe.train.steps) if recipe.train else "",
+            OWNER_KEY: owner,
         },
     }
     return RayManifest(settings=settings, request=request, packages=tuple(packages))
@@ -88,6 +90,7 @@ def _settings(
         "plan_hash": plan.hash,
         "parctl_version": plan.parctl_version,
         "task": recipe.task,
+        "device_kind": plan.topology.get("kind"),
         # fork: one process per node imports torch once and forks the ranks; command: every rank is
         # started by itself
         "start": "command" if recipe.script else "fork",
@@ -99,7 +102,12 @@ def _settings(
         "stop_grace_s": recipe.launch.stop_grace_s,
         **to_json(recipe.launch.ray or DEFAULTS),
         "steps": recipe.train.steps if recipe.train else None,
-        "env": {**recipe.launch.env, **(recipe.script.env if recipe.script else {})},
+        "env": {
+            # Ray gives every worker as many threads as its actor has CPUs, and all ranks share one
+            "OMP_NUM_THREADS": "1",
+            **recipe.launch.env,
+            **(recipe.script.env if recipe.script else {}),
+        },
         "env_defaults": dict(ENVIRONMENT_DEFAULTS),
         "at_start": dict(AT_START),
         "secrets": {name: secret.from_env for name, secret in recipe.launch.secrets.items()},

@@ -61,11 +61,12 @@ class NodeProcess:
         self._last_word = time.monotonic()
         self._alone = False  # nobody speaks to us
         self._leave = False
-        self._starter: Starter | None = None
+        self._server: Starter | None = None  # that starts the ranks of the job
+        self._starter: Starter | None = None  # that starts those of this attempt
         self._store: socket.socket | None = None
         self._metrics = Tail(self._run.metrics, from_end=True)
         if self._settings["start"] == "fork":
-            self._starter = self._new_starter()  # torch is on its way while others are placed
+            self._server = self._new_starter()  # torch is on its way while others are placed
         self._clear()
 
     def _clear(self) -> None:
@@ -91,8 +92,8 @@ class NodeProcess:
                 self._kill_at = time.monotonic() + 1.0
             if self._ranks and self._over():
                 self._end_attempt()
-        if isinstance(self._starter, ForkStarter):
-            self._starter.close()
+        if isinstance(self._server, ForkStarter):
+            self._server.close()
         self._sweep(spare_server=False)
 
     def _wait(self) -> None:
@@ -177,8 +178,12 @@ class NodeProcess:
             environment = {**self._common(), **rank["env"]}
             environment["TORCHELASTIC_ERROR_FILE"] = str(self._run.error_file(number, rank["rank"]))
             starts.append(RankStart(rank=rank["rank"], environment=environment, log=log))
-        if self._starter is None or not self._starter.usable:
-            self._starter = self._new_starter()
+        if order.get("command"):  # something else than the job: the preflight
+            self._starter = CommandStarter(order["command"], None)
+        else:
+            if self._server is None or not self._server.usable:
+                self._server = self._new_starter()
+            self._starter = self._server
         try:
             self._starter.start(starts)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the command
@@ -229,7 +234,7 @@ class NodeProcess:
                 self._note_exit(early)
 
     def _note_exit(self, exit_: Exit) -> None:
-        reason = self._starter.failure(exit_.pid, exit_.code) if self._starter else None
+        reason = self._server.failure(exit_.pid, exit_.code) if self._server else None
         if reason is not None:
             self._tell(complaint=reason)
             self._give_up_starting()
@@ -325,7 +330,7 @@ class NodeProcess:
             self._children.wait(0.01)
 
     def _leftovers(self, spare_server: bool) -> list[Process]:
-        server = self._starter.pid if isinstance(self._starter, ForkStarter) else None
+        server = self._server.pid if isinstance(self._server, ForkStarter) else None
         marked = processes_with(self._marks)
         return [
             member

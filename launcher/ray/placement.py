@@ -7,7 +7,7 @@ free, the job is laid out anew on those, by the same pure function that made the
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from parctl.errors import CannotPlaceError, ParctlError
 from parctl.launcher.ray.cluster import NodeState, count_waiting, read_holders, read_nodes
 from parctl.launcher.ray.environment import ranks_by_node
 from parctl.launcher.ray.fewer import plan_for_fewer
+from parctl.launcher.ray.inside import with_insides
 from parctl.launcher.ray.reasons import Reason, why_not_now
 from parctl.launcher.ray.team import Member, Team
 from parctl.planner.plan import Plan
@@ -54,6 +55,11 @@ class Placer:
     ) -> None:
         self._plan, self._settings, self._dashboard = plan, settings, dashboard
         self._waits, self._stopped = waits, stopped
+        self._avoided: set[str] = set()
+
+    def avoid(self, nodes: Iterable[str]) -> None:
+        """Take these nodes no more."""
+        self._avoided.update(nodes)
 
     def place(self, *, deadline: float, fewer_from: float | None) -> Placed | None:
         """Wait for the nodes and take them. None: told to stop meanwhile.
@@ -131,7 +137,7 @@ class Placer:
         free = {
             name
             for name, node in nodes.items()
-            if name not in request.exclude and self._is_whole(node)
+            if name not in {*request.exclude, *self._avoided} and self._is_whole(node)
         }
         topology = read_cluster(self._dashboard.address)
         there = {node.name: None for node in topology.nodes if node.name in free}
@@ -153,7 +159,9 @@ class Placer:
 
     def _is_free(self, plan: Plan, nodes: Mapping[str, NodeState]) -> bool:
         return all(
-            name in nodes and nodes[name].holds(need_of(len(slots), self._kind))
+            name in nodes
+            and name not in self._avoided
+            and nodes[name].holds(need_of(len(slots), self._kind))
             for name, slots in ranks_by_node(plan.layout).items()
         )
 
@@ -240,21 +248,31 @@ class Placer:
                 address=answer["address"],
                 pid=answer["pid"],
                 gpus=tuple(answer["gpus"]),
+                python=answer["python"],
+                inside=answer["inside"],
                 actor=actor,
             )
             for actor, answer in zip(actors, answers, strict=True)
         ]
 
     def _on_given_devices(self, plan: Plan, members: list[Member]) -> tuple[Plan, tuple[str, ...]]:
-        """Lay the job out anew where a fragmented node gave other GPUs than planned."""
+        """Lay the job out anew on the devices that came up, where they are not as planned.
+
+        A fragmented node gives other GPUs, and a node may be other inside than Ray could tell.
+        Raises CannotPlaceError when no layout there obeys the rules.
+        """
+        if self._kind != "gpu":
+            return plan, ()
         given = {member.node: member.gpus for member in members}
-        if self._kind != "gpu" or all(slot.gpu in given[slot.node] for slot in plan.layout.slots):
+        told = read_cluster(self._dashboard.address)
+        real = with_insides(told, {member.node: member.inside for member in members})
+        as_planned = all(slot.gpu in given[slot.node] for slot in plan.layout.slots)
+        if as_planned and [n.hardware for n in real.nodes] == [n.hardware for n in told.nodes]:
             return plan, ()
         there = {
             node: [gpu for gpu in gpus if isinstance(gpu, int)] for node, gpus in given.items()
         }
-        topology = read_cluster(self._dashboard.address)
-        binding = rebind(request_of(plan), plan.layout, there, topology)
+        binding = rebind(request_of(plan), plan.layout, there, real)
         return replace(plan, layout=binding.layout), binding.difference.sentences
 
 

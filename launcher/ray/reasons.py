@@ -96,10 +96,11 @@ def _others(names: Sequence[str]) -> str:
 def _fits_now(needs: Mapping[str, Mapping[str, float]], nodes: Mapping[str, NodeState]) -> str:
     """The largest gang of this shape that could start at once."""
     largest = max(needs.values(), key=lambda need: need.get("GPU", need.get("CPU", 0.0)))
-    free = [name for name, node in nodes.items() if node.holds(largest)]
     resource = "GPU" if "GPU" in largest else "CPU"
+    able = [node for node in nodes.values() if node.total.get(resource, 0.0) > 0]
+    free = [node for node in able if node.holds(largest)]
     per_node, wanted = largest[resource], sum(need[resource] for need in needs.values())
     return (
-        f"now {len(free)} of {len(nodes)} nodes could take {per_node:g} ranks each, "
+        f"now {len(free)} of {len(able)} nodes could take {per_node:g} ranks each, "
         f"{len(free) * per_node:g} in all, of the {wanted:g} asked for"
     )

@@ -15,7 +15,8 @@ from parctl.launcher.backend import RankStatus, State, Verdict
 from parctl.recipes.spec import from_json, to_json
 
 KEY = "parctl"
-PLAN_KEY, STEPS_KEY = "parctl_plan", "parctl_steps"  # set by the client
+# set by the client
+PLAN_KEY, STEPS_KEY, OWNER_KEY = "parctl_plan", "parctl_steps", "parctl_owner"
 SCHEMA = 1
 
 

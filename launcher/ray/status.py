@@ -8,7 +8,7 @@ import re
 
 from parctl.launcher.backend import RankStatus, RunStatus, State, Verdict
 from parctl.launcher.ray.jobs import Job
-from parctl.launcher.ray.record import PLAN_KEY, STEPS_KEY, Details, Record, read_record
+from parctl.launcher.ray.record import OWNER_KEY, PLAN_KEY, STEPS_KEY, Details, Record, read_record
 from parctl.launcher.verdict import fix_for, plain_verdict
 
 FINISHED_ROW = {"SUCCEEDED": State.SUCCEEDED, "STOPPED": State.CANCELLED, "FAILED": State.FAILED}
@@ -38,6 +38,7 @@ def status_of(job: Job, details: Details | None, *, where: str) -> RunStatus:
         verdict=verdict,
         ranks=ranks,
         where=where,
+        owner=job.metadata.get(OWNER_KEY) or None,
     )
 
 

@@ -17,6 +17,8 @@ class Member:
     address: str
     pid: int
     gpus: tuple[int | str, ...]
+    python: str  # the interpreter of the ranks
+    inside: Any  # the node's topology as it was found there, JSON; None: not looked at
     actor: Any  # ray.actor.ActorHandle
     lost: str | None = None  # why nothing can be asked of it any more
     question: Any = None  # the ObjectRef of the poll under way

@@ -3,11 +3,11 @@
 Nothing is drawn from memory. The rows are those that the runtime executes
 (`parctl.planner.schedules`), a unit of time is the forward pass of one micro-batch in one
 (virtual) stage, and a backward pass takes two: I for the input, W for the weights. All stages take
-equally long, which is what the closed forms assume.
+equally long, which is what the closed forms assume; `with_seconds` gives each stage its own time.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
@@ -47,6 +47,12 @@ class Chart:
     timeline: Timeline
     held: tuple[int, ...]  # most forwards in memory at once, by rank; each of one virtual stage
     closed_form: ClosedForm | None  # None: a schedule of the user's own
+    unit: Literal["units of time", "ms"] = "units of time"
+
+    @property
+    def even(self) -> bool:
+        """Whether all stages take equally long, as in the closed form."""
+        return self.unit != "ms"
 
     @property
     def idle_share(self) -> float:
@@ -72,7 +78,7 @@ class Chart:
             "pp": self.pp,
             "virtual_stages": self.virtual_stages,
             "micro_batches": self.num_micro_batches,
-            "units": dict(UNITS),
+            "units": dict(UNITS) if self.even else self.unit,
             "duration": self.timeline.duration,
             "idle_share": self.idle_share,
             "closed_form": closed
@@ -132,6 +138,15 @@ def chart_of_spec(spec: ParallelismSpec, *, pp: int, num_micro_batches: int) -> 
         )
     table = action_table(spec, pp, num_micro_batches)
     return _timed("schedule of its own", table, spec.virtual_stages, num_micro_batches, None)
+
+
+def with_seconds(chart: Chart, seconds: Callable[[Action], float], exchange: float) -> Chart:
+    """Time the actions of a chart by what each takes. `exchange`: seconds from rank to rank."""
+    table = tuple(tuple(action for action, _, _ in row) for row in chart.timeline.rows)
+    timed = timeline(
+        table, chart.num_stages, lambda action: 1e3 * seconds(action), exchange=1e3 * exchange
+    )
+    return replace(chart, timeline=timed, unit="ms")
 
 
 def _timed(name: str, table: Table, v: int, m: int, closed: ClosedForm | None) -> Chart:

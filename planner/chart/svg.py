@@ -30,7 +30,9 @@ STYLE = """
 
 def chart_svg(chart: Chart, *, alone: bool = True) -> str:
     """Draw the chart. `alone`: with its own style, heading and sentences, as a file of its own."""
-    unit = min(LARGEST, max(SMALLEST, WIDTH / chart.timeline.duration))
+    unit = WIDTH / chart.timeline.duration
+    if chart.even:
+        unit = min(LARGEST, max(SMALLEST, unit))
     bars = unit * chart.timeline.duration
     top = MARGIN + 26 if alone else 4
     body = []
@@ -48,7 +50,9 @@ def chart_svg(chart: Chart, *, alone: bool = True) -> str:
                 short = str(action.micro_batch)
                 inside += label(short, x + width / 2, y + 17, size=10, anchor="middle")
             late = " late" if chart.chunk(action.stage) else ""
-            told = f"{text}: stage {action.stage}, {start:g} to {end:g}"
+            told = (
+                f"{text}: stage {action.stage}, {start:.5g} to {end:.5g}{' ms' * (not chart.even)}"
+            )
             body.append(group(inside, f"{action.kind}{late}", told))
     bottom = top + chart.pp * (ROW + GAP)
     width = max(bars + NAME, 760 if alone else 0) + 2 * MARGIN

@@ -15,7 +15,11 @@ from parctl.planner.chart.chart import UNITS, Chart
 
 
 def chart_text(chart: Chart, *, width: int | None = None) -> str:
-    """Draw the chart with the sentences that read it. `width`: characters of a line; None: any."""
+    """Draw the chart with the sentences that read it. `width`: characters of a line; None: any.
+
+    Characters count units of time: a chart in seconds is drawn as SVG.
+    """
+    assert chart.even
     return "\n".join([heading(chart), "", *rows(chart, width), "", *summary(chart), ""])
 
 
@@ -24,8 +28,9 @@ def heading(chart: Chart) -> str:
     if chart.virtual_stages > 1:
         stages = f" of {chart.virtual_stages} stages each (a, b, ...)"
     return (
-        f"{chart.name}: {chart.pp} ranks{stages}, {chart.num_micro_batches} micro-batches, "
-        f"{chart.timeline.duration:g} units of time"
+        f"{chart.name}: {chart.pp} rank{'s' * (chart.pp > 1)}{stages}, "
+        f"{chart.num_micro_batches} micro-batch{'es' * (chart.num_micro_batches > 1)}, "
+        f"{chart.timeline.duration:,.5g} {chart.unit}"
     )
 
 
@@ -68,6 +73,8 @@ def summary(chart: Chart, idle_sign: str = "dots are idle") -> list[str]:
     }
     told = ", ".join(
         f"{meaning[kind]} ({UNITS[kind]:g} unit{'s' * (UNITS[kind] > 1)})"
+        if chart.even
+        else meaning[kind]
         for kind in ("F", "B", "I", "W")
         if kind in kinds
     )
@@ -77,14 +84,17 @@ def summary(chart: Chart, idle_sign: str = "dots are idle") -> list[str]:
         beside = "A schedule of your own has no closed form."
     elif closed.holds(chart.pp, chart.num_micro_batches):
         beside = (
-            f"Closed form: {closed.formula} = {closed.idle_share} = "
-            f"{float(closed.idle_share):.1%} ({closed.source})."
+            f"Closed form{'' if chart.even else ' for even stages'}: {closed.formula} = "
+            f"{closed.idle_share} = {float(closed.idle_share):.1%} ({closed.source})."
         )
     else:
         beside = (
             f"Closed form: {closed.formula}, from {closed.least * chart.pp} micro-batches on "
             f"({closed.source})."
         )
-    each = f", each of 1/{chart.num_stages} of the layers"
-    held = f"Held at most: {', '.join(map(str, chart.held))} forward passes by rank{each}."
+    each = f"1/{chart.num_stages}" if chart.num_stages > 1 else "all"
+    held = (
+        f"Held at most: {', '.join(map(str, chart.held))} forward passes by rank, each of {each} "
+        "of the layers."
+    )
     return [f"{told}; {idle_sign}.", idle, beside, held]

@@ -5,6 +5,7 @@ It can be mailed or kept with a run. It follows the reader's choice of light or 
 
 from collections.abc import Iterator
 
+from parctl.planner.budget import Budget, budget_of, count_text
 from parctl.planner.page.cluster import cluster_section
 from parctl.planner.page.grid import grid_section
 from parctl.planner.page.memory import memory_section
@@ -13,13 +14,17 @@ from parctl.planner.page.step import schedule_section, step_section
 from parctl.planner.page.style import STYLE
 from parctl.planner.plan import Plan
 from parctl.planner.sizes import distinct_size_texts, size_text
+from parctl.planner.time.calibration import Calibration
 from parctl.topology.model import Topology
 from parctl.topology.picture.drawing import escaped
 from parctl.topology.placement.request import product_text
 
 
-def plan_to_html(plan: Plan, topology: Topology) -> str:
-    """Write the page. `topology` is the one the plan was made for. Equal plans give equal text."""
+def plan_to_html(plan: Plan, topology: Topology, calibration: Calibration | None = None) -> str:
+    """Write the page. `topology` and `calibration` are those that the plan was made with.
+
+    Equal plans give equal text.
+    """
     axes = product_text(plan.layout.axes)
     title = f"{plan.recipe.name}: {axes}"
     nodes = plan.layout.num_nodes
@@ -30,7 +35,7 @@ def plan_to_html(plan: Plan, topology: Topology) -> str:
         f'<div class="tiles">{"".join(tiles(plan))}</div>',
         memory_section(plan),
         step_section(plan),
-        schedule_section(plan),
+        schedule_section(plan, topology, calibration),
         cluster_section(plan, topology),
         grid_section(plan),
         proofs_section(plan),
@@ -70,9 +75,21 @@ def tiles(plan: Plan) -> Iterator[str]:
         yield tile(f"{inference['first_token_s'] * 1e3:,.3g} ms", "first token, one request")
         yield tile(f"{inference['per_token_s'] * 1e3:,.3g} ms", "each further token")
         yield tile(f"{inference['full']['tokens_per_s']:,.4g}", "tokens/s with all requests")
+    if "budget" in time:  # of the tokens that were asked for
+        yield _budget_tile(Budget(**time["budget"]))
+    elif (budget := budget_of(plan)) is not None:
+        yield _budget_tile(budget)
     if time.get("tokens_per_step"):
-        yield tile(f"{time['tokens_per_step']:,}", "tokens per step")
-        yield tile(f"{time['micro_batches_per_step']:,}", "micro-batches per rank")
+        count = time["micro_batches_per_step"]
+        each = f"{count:,} micro-batch{'es' * (count != 1)} per rank"
+        yield tile(f"{time['tokens_per_step']:,}", f"tokens per step, {each}")
+
+
+def _budget_tile(budget: Budget) -> str:
+    took = f"{budget.days:.3g} days" if budget.days >= 2 else f"{budget.seconds / 3600:.3g} hours"
+    cost = "" if budget.cost is None else f", at a cost of {budget.cost:,.0f}"
+    words = f"for {count_text(budget.tokens)} tokens: {budget.device_hours:,.0f} GPU-hours{cost}"
+    return tile(took, words)
 
 
 def proofs_section(plan: Plan) -> str:

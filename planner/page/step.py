@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from parctl.planner.chart.chart import Chart, chart_of_spec
+from parctl.planner.chart.chart import Chart, chart_of_spec, with_seconds
 from parctl.planner.chart.svg import STYLE as CHART_STYLE
 from parctl.planner.chart.svg import chart_svg
 from parctl.planner.chart.text import heading, summary
 from parctl.planner.page.parts import bar, legend, paragraph, section, table
 from parctl.planner.plan import Plan
+from parctl.planner.time.calibration import Calibration
+from parctl.planner.time.planned import stage_times
+from parctl.topology.model import Topology
 
 MOST_RANKS = 32  # of a pipeline that is drawn
 ROUNDS = 4  # micro-batches per pipeline rank that are drawn, fewer where ranks hold several stages
@@ -65,7 +68,7 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:,.3g} ms"
 
 
-def schedule_section(plan: Plan) -> str:
+def schedule_section(plan: Plan, topology: Topology, calibration: Calibration | None) -> str:
     pp = plan.layout.axes.get("pp", 1)
     micro_batches = plan.time.get("micro_batches_per_step")
     if pp == 1 or micro_batches is None:
@@ -79,15 +82,15 @@ def schedule_section(plan: Plan) -> str:
     notes = []
     if chart.num_micro_batches < micro_batches:
         notes.append(
-            f"The first {chart.num_micro_batches} of {micro_batches:,} micro-batches; the steady "
-            "state goes on as it is."
+            f"Drawn with {chart.num_micro_batches} of {micro_batches:,} micro-batches; more only "
+            "lengthen the steady state."
         )
     parts = plan.time.get("step_parts_s")
     if parts is not None:
+        stages, exchange = stage_times(plan, topology, calibration)
+        chart = with_seconds(chart, lambda action: stages[action.stage].of(action), exchange)
         share = parts["bubble"] / plan.time["step_time_s"]
-        notes.append(
-            f"With the plan's own stages and all micro-batches, waiting is {share:.1%} of the step."
-        )
+        notes.append(f"With all micro-batches, waiting is {share:.1%} of the step.")
     return section(
         "Pipeline schedule",
         f"<style>{CHART_STYLE}</style>",

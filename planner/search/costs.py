@@ -16,7 +16,7 @@ from math import log2
 from typing import Literal
 
 from parctl.planner.devices import Devices
-from parctl.planner.memory import Held, Memory, Sharing, heaviest_held, held_by_stage, memory_of
+from parctl.planner.memory import Held, Memory, Sharing, held_by_stage, memory_of
 from parctl.planner.search.choice import Choice
 from parctl.planner.search.space import Flow, Shape, Space, Split, Unit, choice
 from parctl.planner.stages import pipeline_rank, split_layers
@@ -25,7 +25,7 @@ from parctl.planner.time.constants import Constants
 from parctl.planner.time.job import Fabric, Job, job_of
 from parctl.planner.time.pipeline import StageTime, least_duration, least_waiting
 from parctl.planner.time.step import StepTime, head_time, layer_time, step_time
-from parctl.recipes.parameters import count_parameters, is_sparse
+from parctl.recipes.parameters import ModelCount, count_parameters, is_sparse
 from parctl.recipes.spec import Recipe, Recompute
 from parctl.topology.products import Product
 
@@ -59,6 +59,10 @@ class Costs:
     @cached_property
     def _times(self) -> dict[tuple[Unit, Recompute], tuple[StageTime, StageTime, StageTime]]:
         return {}
+
+    @cached_property
+    def _count(self) -> ModelCount:
+        return count_parameters(self.space.model)
 
     @cached_property
     def _is_sparse(self) -> list[bool]:
@@ -107,10 +111,11 @@ class Costs:
 
     def least_seconds(self, chosen: Choice, recipe: Recipe) -> float:
         """`recipe` has the choice in it, and `grad_sync` settled."""
-        return step_time(self._job_of(recipe, chosen), self.constants, wait=least_waiting).total
+        job = self._job_of(recipe, chosen)
+        return step_time(job, self.constants, wait=least_waiting, count=self._count).total
 
     def time(self, chosen: Choice, recipe: Recipe) -> StepTime:
-        return step_time(self._job_of(recipe, chosen), self.constants)
+        return step_time(self._job_of(recipe, chosen), self.constants, count=self._count)
 
     def least_memory(self, shape: Shape, flow: Flow) -> Memory:
         """With the state shared among all data ranks, gradients scattered at once."""
@@ -135,13 +140,14 @@ class Costs:
         key, chosen = (shape, flow), choice(shape, flow, split)
         if key not in self._held:
             self._held.clear()  # the search asks for one flow after the other
-            held = held_by_stage(
+            self._held[key] = held_by_stage(
                 chosen.put_into(self.space.recipe),
                 chosen.degrees,
                 stages=self._dealt(shape.pp * flow.virtual_stages),
                 kind=self.devices.kind,
+                count=self._count,
+                heaviest=True,
             )
-            self._held[key] = heaviest_held(held)
         sharing = Sharing(
             zero_stage=split.zero_stage,
             whole_gradients=whole_gradients,
@@ -187,7 +193,7 @@ class Costs:
         if key not in self._times:
             flow = Flow(recompute, "1f1b", 1)
             job = self._job(choice(Shape(unit, 1, 1), flow, Split(1, 1, 0)))
-            count = count_parameters(job.model)
+            count = self._count
             kinds = []
             for sparse in (False, True):
                 alike = [i for i, found in enumerate(self._is_sparse) if found == sparse]

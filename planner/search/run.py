@@ -117,7 +117,7 @@ def read_keep(words: list[str]) -> Kept:
         name, equals, value = (part.strip() for part in word.partition("="))
         name = WORDS.get(name, name)
         if name not in FIELDS or not equals:
-            near = get_close_matches(name, (*FIELDS, *WORDS), n=1)
+            near = get_close_matches(name, (*FIELDS, *WORDS), n=1, cutoff=0.5)
             raise UsageError(
                 f"--keep {word}: expected NAME=VALUE with a name of {', '.join(FIELDS)}",
                 hint=f"did you mean `--keep {near[0]}=...`?" if near else "as in `--keep tp=8`",

@@ -16,6 +16,7 @@ be negative.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -23,7 +24,7 @@ from parctl.planner.time.calibration import NETWORK, Calibration, Link, Products
 from parctl.planner.time.compute import BYTES
 from parctl.planner.time.constants import FITTED
 from parctl.planner.time.rates import MEMORY
-from parctl.topology.layout import Layout, Proof
+from parctl.topology.layout import Layout
 from parctl.topology.model import Topology
 from parctl.topology.products import Product
 
@@ -39,11 +40,17 @@ def calibrate(
     """Fit what the benchmark printed. `product`: the slowest device of the layout."""
     measured = tuple(lines)
     proofs = {proof.axis: proof for proof in layout.proofs}
+    islands = {axis: num_islands(layout, topology, axis) for axis in proofs}
     by_class: dict[str, list[tuple[float, float, float]]] = {}
     for line in measured:
         if "collective" in line:
             proof = proofs[line["axis"]]
-            a, b = coefficients(line["collective"], int(line["bytes"]), proof)
+            a, b = coefficients(
+                line["collective"],
+                int(line["bytes"]),
+                size=proof.size,
+                islands=islands[proof.axis] if proof.worst_link == NETWORK else 1,
+            )
             by_class.setdefault(proof.worst_link, []).append((a, b, float(line["seconds"])))
     by_type: dict[str, list[Mapping[str, Any]]] = {}
     for line in measured:
@@ -59,14 +66,24 @@ def calibrate(
     )
 
 
-def coefficients(collective: str, num_bytes: int, proof: Proof) -> tuple[float, float]:
-    """Steps of latency and bytes on the worst link of a group."""
-    n = proof.size
+def num_islands(layout: Layout, topology: Topology, axis: str) -> int:
+    """How many nodes, or rack-scale NVLink domains, the widest group of an axis touches."""
+    if axis not in layout.axes:
+        layout = replace(layout, axes=layout.expert_axes or {})
+    island = {node.name: node.domain or node.name for node in topology.nodes}
+    of_rank = [island[slot.node] for slot in layout.slots]
+    return max(len({of_rank[rank] for rank in group}) for group in layout.groups(axis))
+
+
+def coefficients(
+    collective: str, num_bytes: int, *, size: int, islands: int
+) -> tuple[float, float]:
+    """Steps of latency and bytes on the worst link of a group of `size` ranks."""
+    n = size
     steps, share = n - 1.0, (n - 1) / n
     crossing = (n - 1) / n
-    if proof.worst_link == NETWORK:
-        islands = max(2, proof.nodes_per_group)
-        inside = max(1.0, n / islands)
+    if islands > 1:
+        inside = n / islands
         steps, share = float(n), (islands - 1) / islands / inside
         crossing = (n - inside) / n
     match collective:

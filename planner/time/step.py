@@ -15,7 +15,7 @@ from parctl.planner.time.compute import head, layer
 from parctl.planner.time.constants import FITTED, Constants
 from parctl.planner.time.job import Job
 from parctl.planner.time.pipeline import StageTime, ranks_of, waiting
-from parctl.recipes.parameters import LayerCount, count_parameters, is_sparse
+from parctl.recipes.parameters import LayerCount, ModelCount, count_parameters, is_sparse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,23 +57,28 @@ HEAD = None
 Waiting = Callable[[Job, Sequence[StageTime], float], float]
 
 
-def step_time(job: Job, constants: Constants = FITTED, *, wait: Waiting = waiting) -> StepTime:
+def step_time(
+    job: Job,
+    constants: Constants = FITTED,
+    *,
+    wait: Waiting = waiting,
+    count: ModelCount | None = None,
+) -> StepTime:
     """Predict one optimizer step.
 
     `wait`: how the pipeline's bubble is found. By default its schedule is worked through; closed
-    forms (`parctl.planner.time.pipeline`) are cheaper.
+    forms (`parctl.planner.time.pipeline`) are cheaper. `count`: of the model, where it is known.
     """
-    count = count_parameters(job.model)
+    count = count or count_parameters(job.model)
     stages = [_kinds(job, layers) for layers in job.stages]
     stages[-1][HEAD] = 1 + job.model.num_mtp_layers
     if job.model.num_mtp_layers:  # each a layer and the head once more (2412.19437)
         stages[-1] += {_kind(job, job.model.num_layers - 1): job.model.num_mtp_layers}
     times: dict[_Kind, LayerTime] = {HEAD: head_time(job, constants)}
-    for index, layer_count in enumerate(count.layers):
+    plain = job.model.moe is None and len(job.windows) == 1
+    for index, layer_count in enumerate(count.layers[:1] if plain else count.layers):
         if (kind := _kind(job, index)) not in times:
             times[kind] = layer_time(job, constants, index, layer_count)
-        if len(times) > len(job.windows) * 2:
-            break
     ranks: list[Counter[_Kind]] = [Counter() for _ in range(job.degrees.pp)]
     for rank, kinds in zip(ranks_of(job), stages, strict=True):
         ranks[rank] += kinds

@@ -275,4 +275,5 @@ def rope_scaling(model: ModelSpec) -> dict[str, Any] | None:
         return None
     scaling = dict(model.rope_scaling)
     original = scaling.pop("original_max_seq_len")
-    return {"rope_type": "llama3", **scaling, "original_max_position_embeddings": int(original)}
+    kind = "yarn" if "beta_fast" in scaling else "llama3"
+    return {"rope_type": kind, **scaling, "original_max_position_embeddings": int(original)}

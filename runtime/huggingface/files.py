@@ -19,6 +19,9 @@ from parctl.errors import UsageError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 NUM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # of one element, of the dtypes we read
+FLOAT8 = "F8_E4M3"  # read too, where its scales lie beside it
+SCALES = "_scale_inv"  # after the key: a factor for every block of the tensor
+BLOCK = (128, 128)  # rows and columns, unless config.json says otherwise
 MAX_HEADER = 100_000_000  # bytes, as the format's own reader has it
 
 
@@ -52,6 +55,24 @@ def list_tensors(folder: Path) -> dict[str, Stored]:
             hint="is the download complete?",
         )
     return stored
+
+
+def block_size(folder: Path) -> tuple[int, int]:
+    """Return rows and columns of a block that shares one scale (DeepSeek-V3, 2412.19437, 3.3.2)."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        rows, columns = config["quantization_config"]["weight_block_size"]
+        return int(rows), int(columns)
+    except (OSError, ValueError, KeyError, TypeError):
+        return BLOCK
+
+
+def num_blocks(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
+    """
+    >>> num_blocks((256, 300), (128, 128))
+    (2, 3)
+    """
+    return tuple(-(-size // step) for size, step in zip(shape, block, strict=True))
 
 
 def read_index(path: Path) -> Mapping[str, str]:
@@ -91,7 +112,7 @@ def read_entry(path: Path, entry: Mapping[str, Any], start: int, size: int) -> S
     """Check one entry of a header. `start` is where the tensors begin, `size` the file's."""
     begin, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
-    num_bytes = NUM_BYTES.get(entry["dtype"])
+    num_bytes = (NUM_BYTES | {FLOAT8: 1}).get(entry["dtype"])
     if start + end > size or begin < 0:
         raise ValueError(f"{start + end} bytes expected, found {size}")
     if num_bytes is not None and end - begin != num_bytes * prod(shape):

@@ -1,7 +1,7 @@
 """First weights from a Hugging Face folder: each rank reads only its own part of every tensor.
 
 Files are mapped into memory, so taking a slice of a tensor reads the pages of that slice. Values
-are cast to the dtype that we train in.
+are cast to the dtype that we train in. Those in float8 are multiplied by the scale of their block.
 """
 
 import mmap
@@ -13,11 +13,17 @@ from torch import Tensor
 
 from parctl.recipes.spec import ModelSpec
 from parctl.runtime.huggingface.check import find_key, refuse_bad_weights
-from parctl.runtime.huggingface.files import Stored, list_tensors
+from parctl.runtime.huggingface.files import FLOAT8, SCALES, Stored, block_size, list_tensors
 from parctl.runtime.huggingface.names import Weight, weights
 from parctl.runtime.model.initialize import own_part
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    FLOAT8: torch.float8_e4m3fn,
+}
 Offset = tuple[int, ...]
 
 
@@ -27,6 +33,7 @@ class Folder:
     def __init__(self, folder: Path) -> None:
         self._stored = list_tensors(folder)
         self._maps: dict[Path, mmap.mmap] = {}
+        self.block = block_size(folder)
 
     def tensor(self, key: str) -> Tensor:
         """Return the whole tensor, of which only what is looked at is read."""
@@ -37,6 +44,11 @@ class Folder:
         return torch.frombuffer(
             self._map(stored), dtype=DTYPES[stored.dtype], count=num_elements, offset=stored.begin
         ).view(stored.shape)
+
+    def scales(self, key: str) -> Tensor | None:
+        """Return the scale of every block of a tensor in float8."""
+        key = find_key(self._stored, key)
+        return self.tensor(key + SCALES) if self._stored[key].dtype == FLOAT8 else None
 
     def _map(self, stored: Stored) -> mmap.mmap:
         if stored.path not in self._maps:
@@ -63,10 +75,25 @@ def fill(own: Tensor, offset: Offset, weight: Weight, files: Folder) -> None:
         return
     if own.dim() == 3:  # stacked experts
         for place, matrix in enumerate(own.unbind()):
-            key = weight.keys[offset[0] + place]
-            matrix.copy_(cut(files.tensor(key), matrix, offset[1:], weight))
+            read_part(matrix, offset[1:], weight, weight.keys[offset[0] + place], files)
     else:
-        own.copy_(cut(files.tensor(weight.keys[0]), own, offset, weight))
+        read_part(own, offset, weight, weight.keys[0], files)
+
+
+def read_part(own: Tensor, offset: Offset, weight: Weight, key: str, files: Folder) -> None:
+    """Fill `own` from one stored tensor."""
+    part = cut(files.tensor(key), own, offset, weight)
+    scales = files.scales(key)
+    if scales is None:
+        own.copy_(part)
+        return
+    # each number's own scale, found as the number is: by its row and column in the file
+    rows, columns = (
+        torch.arange(size).div(step, rounding_mode="floor")
+        for size, step in zip(weight.shape_there, files.block, strict=True)
+    )
+    rows_X1 = cut(rows.unsqueeze(1), own[:, :1], (offset[0], 0), weight)
+    own.copy_(part.float() * scales[rows_X1, columns[offset[1] : offset[1] + own.shape[1]]])
 
 
 def cut(there: Tensor, own: Tensor, offset: Offset, weight: Weight) -> Tensor:

@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from parctl.errors import UsageError
-from parctl.runtime.inference.grammar import grammar_of
+from parctl.runtime.inference.grammar import compile_constraint, vocabulary
 from parctl.runtime.inference.request import SampleRow
-
-BYTE_VALUES = 256
 
 
 class Matcher(Protocol):
@@ -28,35 +26,20 @@ class Grammars:
     """Compiles constraints for one tokenizer: `byte`, or the path of a tokenizer.json."""
 
     def __init__(self, tokenizer: str, *, stop_tokens: Sequence[int]) -> None:
-        self._tokenizer_name, self._stop_tokens = tokenizer, tuple(stop_tokens)
-        self._tokenizer: Any = None  # made when first wanted: seconds for a large vocabulary
+        self._tokenizer, self._stop_tokens = tokenizer, tuple(stop_tokens)
 
     def __call__(self, row: SampleRow) -> Matcher:
+        """Compile a row's; what cannot be, which callers look at before, only ends its own text."""
         assert row.sampling.constraint is not None
         try:
             return self.matcher(row.sampling.constraint)
         except UsageError:
-            # the endpoint looked at it, but not at this vocabulary: one request must not end all
             return OnlyEnd(self._stop_tokens)
 
     def matcher(self, constraint: Mapping[str, object]) -> "GrammarMatcher":
-        grammar = grammar_of(constraint)
-        from llguidance import LLMatcher
-
-        if self._tokenizer is None:
-            self._tokenizer = self._load()
-        matcher = LLMatcher(self._tokenizer, grammar)
-        if matcher.is_error():
-            raise UsageError(f"the constraint cannot be compiled: {matcher.get_error()}")
-        return GrammarMatcher(matcher, self._stop_tokens, self._tokenizer.vocab_size)
-
-    def _load(self) -> Any:
-        from llguidance import LLTokenizer, TokenizerWrapper
-
-        if self._tokenizer_name == "byte":
-            return LLTokenizer(TokenizerWrapper(ByteVocabulary(self._stop_tokens)))
-        with open(self._tokenizer_name, encoding="utf-8") as file:
-            return LLTokenizer(file.read(), eos_token=list(self._stop_tokens) or None)
+        matcher = compile_constraint(constraint, self._tokenizer, self._stop_tokens)
+        num_tokens = vocabulary(self._tokenizer, self._stop_tokens).vocab_size
+        return GrammarMatcher(matcher, self._stop_tokens, num_tokens)
 
 
 class GrammarMatcher:
@@ -96,16 +79,3 @@ class OnlyEnd:
         allowed = torch.zeros(vocab_size, dtype=torch.bool)
         allowed[list(self._stop_tokens)] = True
         return allowed
-
-
-class ByteVocabulary:
-    """The byte tokenizer, as llguidance wants to see one."""
-
-    def __init__(self, stop_tokens: Sequence[int]) -> None:
-        self.eos_token_id = stop_tokens[0] if stop_tokens else 0
-        self.bos_token_id = None
-        self.tokens = [bytes([value]) for value in range(BYTE_VALUES)]
-        self.special_token_ids = [self.eos_token_id]
-
-    def __call__(self, text: str | bytes) -> list[int]:
-        return list(text.encode() if isinstance(text, str) else text)

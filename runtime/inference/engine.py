@@ -18,7 +18,7 @@ from parctl.errors import UsageError
 from parctl.runtime.inference.batch import Batch
 from parctl.runtime.inference.block_manager import BlockManager
 from parctl.runtime.inference.config import EngineConfig
-from parctl.runtime.inference.place import Place, hand_to_leader, tell
+from parctl.runtime.inference.place import Place, any_of, hand_to_leader, tell
 from parctl.runtime.inference.request import Emitted, Request, Sampled, Sampler
 from parctl.runtime.inference.runner import Runner
 from parctl.runtime.inference.scheduler import Scheduler
@@ -94,6 +94,7 @@ class Engine:
         self._inbox = Inbox()
         self._through: Batch | None = None  # on followers: whose tokens are to come
         self._sampled: Sequence[Sampled] = ()
+        self._others_work = bool(place.together)  # until all have said otherwise
         self._steps = 0
 
     @property
@@ -115,14 +116,20 @@ class Engine:
         self._inbox.cancelled.append((request_id, sample_index))
 
     def unfinished(self) -> int:
-        """How many samples have not ended, those that were just added included."""
-        return self._scheduler.unfinished() + sum(request.n for request in self._inbox.added)
+        """How many samples have not ended, those that were just added included.
+
+        Where replicas step together it is not 0 as long as any of them has work.
+        """
+        added = sum(request.n for request in self._inbox.added)
+        return self._scheduler.unfinished() + added or int(self._others_work)
 
     def step(self) -> list[Emitted]:
         """Compute one step, on the leader. Returns its new tokens.
 
         In a pipeline a token comes as many steps after it was begun as there are stages, less one.
-        Without anything to do a step is only a sign of life to the other ranks.
+        Without anything to do a step is only a sign of life to the other ranks. Where experts are
+        dealt out over replicas all leaders must go on stepping until `unfinished` is 0 for all: a
+        step waits for the other replicas' steps.
         """
         assert self.is_leader
         news = News(added=self._inbox.added, cancelled=self._inbox.cancelled, sampled=self._sampled)
@@ -196,7 +203,12 @@ class Engine:
 
     def _compute(self) -> list[Sampled]:
         self._steps += 1
-        return self._runner.step(self._scheduler.schedule())
+        has_work = self._runner.take(self._scheduler.schedule())
+        if not self._place.together:
+            return self._runner.step(join_in=False)
+        unfinished = self._scheduler.unfinished() > 0
+        join_in, self._others_work = any_of(self._place, has_work, unfinished)
+        return self._runner.step(join_in=join_in)
 
     def _forget_ended(self) -> None:
         for request_id, sample_index in self._scheduler.take_ended():

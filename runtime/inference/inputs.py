@@ -103,11 +103,11 @@ def make_inputs(
     device: torch.device,
     history_only: bool = False,
 ) -> StepInputs:
-    """Lay out a batch. The number of tokens is rounded up to a `multiple`.
+    """Lay out a batch. The number of tokens is rounded up to a `multiple`, at least one.
 
     `history_only`: single tokens too see in the blocks only what was before this step.
     """
-    num_tokens = -(-batch.num_tokens // multiple) * multiple
+    num_tokens = max(-(-batch.num_tokens // multiple), 1) * multiple
     tokens = np.zeros(num_tokens, np.int64)
     positions = np.zeros(num_tokens, np.int64)
     slots = np.full(num_tokens, paging.num_blocks * paging.block_size, np.int64)

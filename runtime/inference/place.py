@@ -1,6 +1,8 @@
 """Where a rank stands among those that work on the same requests, and what they exchange.
 
-A replica is all ranks but those along `dp` and `fsdp`: each of these has requests of its own.
+A replica is all ranks but those along `dp` and `fsdp`: each of these has requests of its own. Where
+experts are dealt out over replicas, a replica's tokens need the others' experts: then all replicas
+step together, and who has nothing to compute joins in with padding.
 """
 
 import pickle
@@ -25,6 +27,7 @@ class Place:
     pp: dist.ProcessGroup | None = None
     cp: dist.ProcessGroup | None = None
     tp: dist.ProcessGroup | None = None
+    together: tuple[dist.ProcessGroup, ...] = ()  # over all replicas, where they step together
 
     @property
     def is_leader(self) -> bool:
@@ -65,13 +68,25 @@ def find_place(mesh: RankMesh) -> Place:
             if dist.get_rank() in ranks:
                 replica = group
     pp, tp = mesh.axis("pp"), mesh.axis("tp")
+    data = [mesh.axis(name) for name in ("dp", "fsdp") if sizes[name] > 1]
     return Place(
         device=mesh.device,
         replica=replica,
         pp=None if pp is None else pp.get_group(),
         cp=None if mesh.cp is None else mesh.cp.get_group(),
         tp=None if tp is None else tp.get_group(),
+        together=()
+        if mesh.experts is None
+        else tuple(axis.get_group() for axis in data if axis is not None),
     )
+
+
+def any_of(place: Place, *flags: bool) -> list[bool]:
+    """Return whether any replica's ranks in this place call with true, flag by flag."""
+    counts = torch.tensor(flags, dtype=torch.int32)
+    for group in place.together:
+        dist.all_reduce(counts, group=group)
+    return [bool(count) for count in counts.tolist()]
 
 
 def tell(replica: dist.ProcessGroup | None, message: Any) -> Any:

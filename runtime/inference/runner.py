@@ -23,6 +23,8 @@ from parctl.runtime.inference.place import Place
 from parctl.runtime.inference.request import Sampled, Sampler
 from parctl.runtime.inference.stage import Stage, whole_logits
 
+NOTHING = Batch(operations=(), chunks=(), rows=(), chunk_of_row=())
+
 
 class Runner:
     def __init__(self, stage: Stage, place: Place, sampler: Sampler) -> None:
@@ -30,18 +32,28 @@ class Runner:
         self._batches: deque[Batch] = deque(maxlen=place.num_stages)  # the newest last
         self._sent: tuple[Tensor, dist.Work | None] | None = None
 
-    def step(self, batch: Batch) -> list[Sampled]:
-        """Take a new batch in, and compute the one that is here now.
+    def take(self, batch: Batch) -> bool:
+        """Take a new batch in. Returns whether the one that is here now has work in it."""
+        self._batches.append(batch)
+        return bool(self._here.chunks)
+
+    def step(self, *, join_in: bool) -> list[Sampled]:
+        """Compute the batch that is here now; `join_in` with padding if it has no work.
 
         Returns on the sampling rank the tokens of the batch that is through, in others none.
         """
-        self._batches.append(batch)
-        if len(self._batches) <= self._place.stage:
-            return []
-        here = self._batches[-1 - self._place.stage]
         with torch.inference_mode():
-            self._stage.cache.do(here.operations)
-            return self._compute(here) if here.chunks else []
+            self._stage.cache.do(self._here.operations)
+            if self._here.chunks:
+                return self._compute(self._here)
+            if join_in:
+                self._pad()
+            return []
+
+    @property
+    def _here(self) -> Batch:
+        number = self._place.stage
+        return self._batches[-1 - number] if len(self._batches) > number else NOTHING
 
     @property
     def through(self) -> Batch | None:
@@ -65,6 +77,16 @@ class Runner:
         logits_RV = whole_logits(out[0], model.num_logits, place.tp)
         return self._sampler(logits_RV, batch.rows) if place.is_sampler else []
 
+    def _pad(self) -> None:
+        """Run the stage on tokens of nobody, whose experts the other replicas wait for."""
+        model = self._stage.model
+        self._stage.step.inputs = inputs = self._lay_out(NOTHING)
+        x = inputs.tokens_T.unsqueeze(0)
+        if not model.part.first:
+            num_tokens = x.shape[1] // model.stream_shards
+            x = self._empty(num_tokens).zero_()
+        model(x)
+
     def _lay_out(self, batch: Batch) -> StepInputs:
         stage, part = self._stage, self._stage.part
         splits = part is not None and batch.num_decodes < len(batch.chunks)
@@ -83,13 +105,13 @@ class Runner:
         return own_part(inputs, part) if splits and part is not None else inputs
 
     def _receive(self, num_tokens: int) -> Tensor:
-        assert self._place.pp is not None
-        stream_1SD = torch.empty(
-            1, num_tokens, self._stage.model.model.dim,
-            dtype=self._stage.dtype, device=self._place.device,
-        )  # fmt: skip
+        stream_1SD = self._empty(num_tokens)
         dist.recv(stream_1SD, group=self._place.pp, group_src=self._place.stage - 1)
         return stream_1SD
+
+    def _empty(self, num_tokens: int) -> Tensor:
+        dim, stage = self._stage.model.model.dim, self._stage
+        return torch.empty(1, num_tokens, dim, dtype=stage.dtype, device=self._place.device)
 
     def _send(self, stream_1SD: Tensor) -> None:
         """Hand the stream on, without waiting for who takes it."""

@@ -4,10 +4,10 @@ Every step has room for `max_tokens_per_step` tokens, given in this order:
 
 1. to sequences that generate, one token each, so that a long prompt never stops them;
 2. to prompts that are partly computed, the oldest first, as much as is left;
-3. to waiting prompts, by turns of their clients (`shares`), as long as there are blocks for all of
-   a prompt.
+3. to waiting prompts, by turns of their clients (`shares`), as long as there are free blocks for
+   all of a prompt.
 
-When a generating sequence needs a block and none is free, the newest sequence is pre-empted: its
+When a running sequence needs a block and none is free, the newest sequence is pre-empted: its
 blocks go to the host (`swap`), or are dropped and computed again (`recompute`). It waits before all
 others of its client. The oldest sequence is never pre-empted, so every request ends.
 
@@ -114,33 +114,30 @@ class Scheduler:
         chosen: list[tuple[LiveSequence, int]] = []  # and how many of its tokens
         budget = self._config.max_tokens_per_step
         share = -(-len(self.running) // self._num_in_flight)
-        preempted = False
+        num_preempted = self.counts.preemptions
         for sequence in list(self.running):
             if len(chosen) >= min(share, budget):
                 break
-            if sequence in self.running and sequence.is_decoding:
-                while (
-                    self.blocks.missing(sequence.table, sequence.num_tokens) > self.blocks.num_free
-                ):
-                    victim = self._newest_but(chosen)
-                    operations += self._preempt(victim)
-                    preempted = True
-                    if victim is sequence:
-                        break
-                else:
-                    operations += self.blocks.grow(sequence.table, sequence.num_tokens)
-                    chosen.append((sequence, 1))
+            if sequence.is_decoding and self._make_room(sequence, 1, chosen, operations):
+                chosen.append((sequence, 1))
         budget -= len(chosen)
-        for sequence in self.running:
-            if budget > 0 and sequence.num_left > 0 and not sequence.is_decoding:
-                chosen.append((sequence, min(sequence.num_left, budget)))
-                budget -= chosen[-1][1]
-        while budget > 0 and not preempted:
+        for sequence in list(self.running):
+            count = min(sequence.num_left, budget)
+            if (
+                count > 0
+                and not sequence.is_decoding
+                and self._make_room(sequence, count, chosen, operations)
+            ):
+                chosen.append((sequence, count))
+                budget -= count
+        while budget > 0 and self.counts.preemptions == num_preempted:
             admitted = self._admit(operations)
             if admitted is None:
                 break
-            chosen.append((admitted, min(admitted.num_left, budget)))
-            budget -= chosen[-1][1]
+            count = min(admitted.num_left, budget)
+            operations += self.blocks.grow(admitted.table, admitted.num_scheduled + count)
+            chosen.append((admitted, count))
+            budget -= count
         return self._batch(operations, chosen)
 
     def apply(self, batch: Batch, sampled: Sequence[Sampled]) -> list[Emitted]:
@@ -242,7 +239,6 @@ class Scheduler:
             sequence.table, more = self.blocks.swap_in(sequence.host_blocks, sequence.num_scheduled)
             sequence.host_blocks = None
             operations += more
-            operations += self.blocks.grow(sequence.table, sequence.num_tokens)
         else:
             table = self.blocks.open(sequence.tokens(0, sequence.num_tokens))
             # what was found may have been free: it is no longer
@@ -253,11 +249,35 @@ class Scheduler:
                 self.counts.prompt_tokens += sequence.num_tokens
                 self.counts.cached_tokens += table.num_tokens
             sequence.table, sequence.num_scheduled = table, table.num_tokens
-            operations += self.blocks.grow(table, sequence.num_tokens)
         queue.pop(0)
         self.running.append(sequence)
         self.running.sort(key=lambda running: running.order)
         return sequence
+
+    def _make_room(
+        self,
+        sequence: LiveSequence,
+        count: int,
+        chosen: list[tuple[LiveSequence, int]],
+        operations: list[Operation],
+    ) -> bool:
+        """Get a running sequence blocks for its next tokens, if need be those of newer ones.
+
+        Returns whether it has them. When all newer ones are in the batch or gone, a sequence that
+        generates is pre-empted itself, and a prompt keeps what it has and waits.
+        """
+        if sequence not in self.running:
+            return False
+        needed = sequence.num_scheduled + count
+        while self.blocks.missing(sequence.table, needed) > self.blocks.num_free:
+            victim = self._newest_but(chosen)
+            if victim is sequence and not sequence.is_decoding:
+                return False
+            operations += self._preempt(victim)
+            if victim is sequence:
+                return False
+        operations += self.blocks.grow(sequence.table, needed)
+        return True
 
     def _newest_but(self, chosen: list[tuple[LiveSequence, int]]) -> LiveSequence:
         """Return the newest sequence that is not in the batch yet."""

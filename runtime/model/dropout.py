@@ -18,10 +18,15 @@ from torch.nn import functional as F
 @contextmanager
 def own_stream(tp_rank: int, device: torch.device) -> Iterator[None]:
     """Draw from a stream of this TP rank inside, and from the shared one again after."""
-    seed = int(torch.randint(2**62, ()).item()) + tp_rank
+    seed = skip_stream() + tp_rank
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+def skip_stream() -> int:
+    """Take one number from the shared generator, as `own_stream` does on ranks that draw."""
+    return int(torch.randint(2**62, ()).item())
 
 
 class Dropout(nn.Module):

@@ -30,7 +30,7 @@ from parctl.recipes.spec import ModelSpec
 from parctl.runtime.model.attention import SelfAttention
 from parctl.runtime.model.linear import Linear, local
 from parctl.runtime.model.norm import RmsNorm
-from parctl.runtime.model.rope import Rotation, rotate
+from parctl.runtime.model.rope import Rotation, query_scale, rotate
 
 
 class LatentKernel(Protocol):
@@ -47,6 +47,7 @@ class LatentAttention(SelfAttention):
         super().__init__(model)
         assert model.mla is not None
         self.mla = mla = model.mla
+        self.query_scale = query_scale(model)
         query_dim = model.num_heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim)
         key_value_dim = model.num_heads * (mla.qk_nope_head_dim + mla.v_head_dim)
         if mla.q_lora_rank is None:
@@ -71,6 +72,8 @@ class LatentAttention(SelfAttention):
             q_BSX = self.wq(x_BSD)
         else:
             q_BSX = self.wq_up(self.q_norm(self.wq_down(x_BSD)))
+        if self.query_scale != 1.0:
+            q_BSX = q_BSX * self.query_scale
         q_BSNH = q_BSX.view(batch, num_tokens, -1, nope + rope)
         latent_BSC, key_BSR = self.wkv_down(x_BSD).split([mla.kv_lora_rank, rope], dim=-1)
         latent_BSC = self.kv_norm(latent_BSC)

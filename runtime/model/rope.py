@@ -1,4 +1,4 @@
-"""Rotary position embedding (2104.09864), with the frequency scaling of Llama 3.1 (2407.21783).
+"""Rotary position embedding (2104.09864), stretched as Llama 3.1 (2407.21783) or YaRN does it.
 
 Element i of a head's first half and element i of its second half form one plane, rotated by
 `position * theta^(-2i/R)`. This pairing is Hugging Face's, so weights move over without permuting.
@@ -24,10 +24,15 @@ def frequencies(model: ModelSpec) -> Tensor:
         rotated = model.mla.qk_rope_head_dim
     exponents = torch.arange(0, rotated, 2, dtype=torch.float64) / rotated
     plain = 1.0 / model.rope_theta**exponents
-    return plain if model.rope_scaling is None else scale(plain, model.rope_scaling)
+    scaling = model.rope_scaling
+    if scaling is None:
+        return plain
+    return (
+        yarn(plain, scaling, model.rope_theta) if "beta_fast" in scaling else llama(plain, scaling)
+    )
 
 
-def scale(plain: Tensor, scaling: Mapping[str, float]) -> Tensor:
+def llama(plain: Tensor, scaling: Mapping[str, float]) -> Tensor:
     """Stretch slow waves by `factor`, keep fast ones, and blend between.
 
     A wave is slow when the original context holds fewer than `low_freq_factor` of its periods, fast
@@ -39,6 +44,50 @@ def scale(plain: Tensor, scaling: Mapping[str, float]) -> Tensor:
     return keep * plain + (1 - keep) * plain / scaling["factor"]
 
 
+def yarn(plain: Tensor, scaling: Mapping[str, float], theta: float) -> Tensor:
+    """Stretch as YaRN (2309.00071) does, in the whole numbers of its published code.
+
+    Plane i makes `original_max_seq_len * plain[i] / 2 pi` periods in the original context. Planes
+    of more than `beta_fast` stay, of fewer than `beta_slow` are stretched, and between the two the
+    share grows evenly from plane to plane.
+    """
+    rotated = 2 * len(plain)
+
+    def plane_of(periods: float) -> float:
+        length = scaling["original_max_seq_len"] / (2 * math.pi * periods)
+        return rotated * math.log(length) / (2 * math.log(theta))
+
+    first = max(math.floor(plane_of(scaling["beta_fast"])), 0)
+    last = min(math.ceil(plane_of(scaling["beta_slow"])), rotated - 1)
+    planes = torch.arange(len(plain), dtype=torch.float64)
+    stretched = ((planes - first) / max(last - first, 0.001)).clamp(0, 1)
+    return plain * (1 - stretched) + plain / scaling["factor"] * stretched
+
+
+def magnitude(scaling: Mapping[str, float], weight: float) -> float:
+    """By how much YaRN enlarges queries and keys, so that attention stays as sharp."""
+    return 1 + 0.1 * weight * math.log(scaling["factor"]) if scaling["factor"] > 1 else 1.0
+
+
+def rotation_scale(model: ModelSpec) -> float:
+    """What rotated elements grow by under YaRN; DeepSeek moves (part of) it to `query_scale`."""
+    scaling = model.rope_scaling
+    if scaling is None or "beta_fast" not in scaling:
+        return 1.0
+    weight, elsewhere = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    if weight and elsewhere:
+        return magnitude(scaling, weight) / magnitude(scaling, elsewhere)
+    return magnitude(scaling, 1.0)
+
+
+def query_scale(model: ModelSpec) -> float:
+    """What products of latent attention grow by under YaRN (DeepSeek-V2, 2405.04434)."""
+    scaling = model.rope_scaling
+    if scaling is None or model.mla is None or not scaling.get("mscale_all_dim"):
+        return 1.0
+    return magnitude(scaling, scaling["mscale_all_dim"]) ** 2
+
+
 def rotation(model: ModelSpec, positions_S: Tensor, dtype: torch.dtype) -> Rotation:
     """Return cosines and sines `[S, 1, R/2]` of these positions in the sequence.
 
@@ -46,7 +95,8 @@ def rotation(model: ModelSpec, positions_S: Tensor, dtype: torch.dtype) -> Rotat
     """
     frequencies_R = frequencies(model).to(positions_S.device)
     angles = torch.outer(positions_S.double(), frequencies_R).unsqueeze(1)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    size = rotation_scale(model)
+    return (angles.cos() * size).to(dtype), (angles.sin() * size).to(dtype)
 
 
 def rotate(x_BSNH: Tensor, cos_S1R: Tensor, sin_S1R: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from parctl.recipes.parameters import is_sparse
 from parctl.recipes.spec import ModelSpec
 from parctl.runtime.execution.streams import side_by_side
 from parctl.runtime.model.attention import Attention, Kernel, local_kernel
-from parctl.runtime.model.dropout import Dropout
+from parctl.runtime.model.dropout import Dropout, skip_stream
 from parctl.runtime.model.encoder import Encoder
 from parctl.runtime.model.feed_forward import FeedForward
 from parctl.runtime.model.latent_attention import LatentAttention
@@ -137,8 +137,11 @@ class ParallelBlock(Block):
     ) -> Tensor:
         h_BSD = self.enter(self.attention_norm(x_BSD))
         branches: list[Callable[[Tensor], Tensor]] = []
-        if self.attention is not None:
+        attends: bool = self.attention is not None
+        if attends:
             branches.append(partial(self.attention, rotation=rotation, mask=mask))
+        elif self.training and self.dropout.p > 0:
+            skip_stream()  # that the rank with the attention has taken
         branches += [mlp for mlp in (self.feed_forward, self.moe) if mlp is not None]
         parts = side_by_side(branches, h_BSD, num_streams=self.num_streams)
         out: Tensor = x_BSD + self.dropout(self.leave(sum(parts[1:], start=parts[0])))

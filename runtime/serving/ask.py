@@ -1,14 +1,14 @@
 """From a checked body to what the engine is asked: prompts as tokens, and how to sample."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from parctl.errors import UsageError
 from parctl.recipes.inference_spec import SamplingSpec
 from parctl.runtime.inference.chat import ChatTemplate
 from parctl.runtime.inference.detokenize import TextTokenizer
-from parctl.runtime.inference.grammar import refuse_bad_constraint
+from parctl.runtime.inference.grammar import compile_constraint
 from parctl.runtime.inference.request import Sampling
 from parctl.runtime.serving.bodies import ChatBody, CompletionBody, SamplingBody
 
@@ -54,6 +54,7 @@ class Reader:
     """Reads bodies for one model."""
 
     tokenizer: TextTokenizer
+    tokenizer_name: str  # `byte`, or a path
     template: ChatTemplate
     defaults: SamplingSpec
 
@@ -61,7 +62,7 @@ class Reader:
         given: Any = body.prompt
         one = isinstance(given, str) or isinstance(given[0], int)  # a text, or its tokens
         prompts: Sequence[str | Sequence[int]] = [given] if one else given
-        sampling = self._sampling(body, max_tokens=body.max_tokens, logprobs=body.logprobs)
+        sampling = self._sampling(body, limits, max_tokens=body.max_tokens, logprobs=body.logprobs)
         return self._ask(body, prompts, sampling, limits, chat=False)
 
     def chat(self, body: ChatBody, limits: Limits) -> Ask:
@@ -75,6 +76,7 @@ class Reader:
             raise BadRequestError("top_logprobs needs logprobs: true", param="top_logprobs")
         sampling = self._sampling(
             body,
+            limits,
             max_tokens=body.max_completion_tokens or body.max_tokens,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         )
@@ -98,12 +100,7 @@ class Reader:
         ask = Ask(
             prompts=tuple(tokens),
             n=body.n or 1,
-            sampling=replace(
-                sampling,
-                stop_tokens=tuple(
-                    token for token in self.tokenizer.stop_tokens if token < limits.vocab_size
-                ),
-            ),
+            sampling=sampling,
             chat=chat,
             stream=bool(body.stream),
             include_usage=bool(body.stream_options and body.stream_options.include_usage),
@@ -112,7 +109,12 @@ class Reader:
         return ask
 
     def _sampling(
-        self, body: SamplingBody, *, max_tokens: int | None, logprobs: int | None
+        self,
+        body: SamplingBody,
+        limits: Limits,
+        *,
+        max_tokens: int | None,
+        logprobs: int | None,
     ) -> Sampling:
         defaults = self.defaults
 
@@ -122,6 +124,9 @@ class Reader:
 
         stop = body.stop if body.stop is not None else defaults.stop
         seed = body.seed if body.seed is not None else defaults.seed
+        stop_tokens = tuple(
+            token for token in self.tokenizer.stop_tokens if token < limits.vocab_size
+        )
         return Sampling(
             temperature=pick("temperature"),
             top_k=max(0, defaults.top_k if body.top_k is None else body.top_k),
@@ -134,11 +139,14 @@ class Reader:
             max_tokens=max_tokens or defaults.max_tokens,
             stop_strings=(stop,) if isinstance(stop, str) else tuple(stop),
             logprobs=logprobs,
-            constraint=constraint_of(body),
+            constraint=constraint_of(body, self.tokenizer_name, stop_tokens),
+            stop_tokens=stop_tokens,
         )
 
 
-def constraint_of(body: SamplingBody) -> Mapping[str, object] | None:
+def constraint_of(
+    body: SamplingBody, tokenizer: str, stop_tokens: tuple[int, ...]
+) -> Mapping[str, object] | None:
     """Return the form that the output must have; raises BadRequestError for one that cannot be."""
     asked: dict[str, Mapping[str, object]] = {}
     if body.guided_regex is not None:
@@ -157,7 +165,7 @@ def constraint_of(body: SamplingBody) -> Mapping[str, object] | None:
         raise BadRequestError(f"found {' and '.join(asked)}: the output can have one form")
     for param, constraint in asked.items():
         try:
-            refuse_bad_constraint(constraint)
+            compile_constraint(constraint, tokenizer, stop_tokens)
         except UsageError as error:
             raise BadRequestError(error.message, param=param) from error
         return constraint

@@ -67,6 +67,7 @@ class Front:
             hub=self.hub,
             reader=Reader(
                 tokenizer=tokenizer,
+                tokenizer_name=order.tokenizer,
                 template=load_template(order.tokenizer, order.chat_template),
                 defaults=serve.sampling,
             ),

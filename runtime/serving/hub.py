@@ -131,7 +131,8 @@ class Hub:
             replica = self.replicas[number] = Replica(hello=hello, writer=writer)
             while line := await reader.readline():
                 self._hear(replica, *unpack(line))
-        except (OSError, TimeoutError, ValueError):  # a broken link is a lost one
+        # a broken link is a lost one, and who speaks otherwise is no leader
+        except (OSError, TimeoutError, ValueError, KeyError, TypeError):
             pass
         finally:
             writer.close()

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from parctl.cli.main import run
 from parctl.cli.plan_view import show_plan
+from parctl.cli.status import predictions
 from parctl.planner.make import make_plan
 from parctl.recipes.loader import load_recipe
 from parctl.topology.synthetic import parse_cluster
@@ -68,7 +69,7 @@ def test_a_thousand_nodes_are_abbreviated_and_ascii(capsys: Captured) -> None:
     out = capsys.readouterr().out
     assert out.isascii()
     assert "2,040 more nodes" in out
-    assert len(out.splitlines()) < 60
+    assert len(out.splitlines()) < 70
     assert "1 worst" in out
 
 
@@ -129,9 +130,77 @@ def test_a_narrow_terminal_cuts_no_number_apart(width: int) -> None:
     assert "tp 8 128 nvlink 450 node 1 406 GB" in lines
     assert "STAGE 0 worst 7" in lines
     assert "WEIGHTS 11.3 GB 11.2 GB" in lines
-    assert "TOTAL PER RANK 57.8 GB 53.3 GB" in lines
+    assert "TOTAL PER RANK 57.8 GB 52.6 GB" in lines
 
 
 def test_an_axis_that_ep_left_nothing_of_is_not_shown(capsys: Captured) -> None:
     run(["plan", "deepseek-v3", "--cluster", "h100:128x8"])
     assert "\nedp " not in capsys.readouterr().out
+
+
+def test_a_search_ranks_and_says_how_to_use_the_first(capsys: Captured) -> None:
+    words = ["plan", "llama-70b", "--cluster", "h100:16x8", "--search", "--top", "2"]
+    assert run([*words, "--keep", "tp=8", "--keep", "pp=1"]) == 0
+    out = capsys.readouterr().out
+    assert out.isascii()
+    lines = out.splitlines()
+    assert [line[:1] for line in lines if line[:1] in ("1", "2")] == ["1", "2"]
+    assert "The best with other axes:" in out
+    option = lines[-1].strip()
+    assert option.startswith("--set")
+    words = ["plan", "llama-70b", "--cluster", "h100:16x8", *option.replace("'", "").split()]
+    assert run(words) == 0
+    assert "FITS" in capsys.readouterr().out
+
+
+def test_a_search_is_a_document_too(capsys: Captured) -> None:
+    words = ["plan", "llama-3-8b: FSDP", "--cluster", "h100:1x8", "--search", "-o", "json"]
+    assert run([*words, "--max-gpus", "4", "--keep", "recompute=full"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    first = document["ranked"][0]
+    assert first["num_devices"] == 4 and first["choice"]["recompute"] == "full"
+    assert sum(first["step_parts_s"].values()) == pytest.approx(first["step_time_s"])
+    assert {form["axes"] for form in document["model_axes"]} >= {"TP", "PP", "data axes only"}
+
+
+def test_a_search_where_nothing_fits_says_what_is_missing(capsys: Captured) -> None:
+    words = ["plan", "llama-3-70b: FSDP", "--cluster", "h100:1x4", "--search"]
+    assert run([*words, "--set", "train.global_batch=4"]) == 0
+    assert "Nothing fits llama-3-70b" in capsys.readouterr().out
+
+
+def test_keep_without_a_search_is_refused(capsys: Captured) -> None:
+    assert run(["plan", "llama-70b", "--cluster", "h100:16x8", "--keep", "tp=8"]) == 2
+    assert "hint: add `--search`" in capsys.readouterr().err
+
+
+def test_tokens_are_priced(capsys: Captured) -> None:
+    words = ["plan", "llama-70b", "--cluster", "h100:16x8", "--tokens", "15T"]
+    assert run([*words, "--set", "launch.price_per_gpu_hour=2.5"]) == 0
+    (line,) = (row for row in capsys.readouterr().out.splitlines() if row.startswith("For "))
+    assert re.fullmatch(
+        r"For 15T tokens \(3,576,279 steps\): 1,9\d\d days, 5,8\d\d,\d{3} GPU-hours, "
+        r"cost 14,6\d\d,\d{3}; restarts not counted\.",
+        line,
+    )
+
+
+def test_bars_show_memory_and_the_step(capsys: Captured) -> None:
+    run(["plan", "llama-3-8b: DP", "--cluster", "h100:1x8"])
+    out = capsys.readouterr().out
+    assert re.search(r"  0  \[W+G+O+\|O+C+A+>\] 182 GB, 236% of what is usable", out)
+    assert re.search(r"  compute +[\d.]+ s +\d+%  #+", out)
+
+
+def test_predicted_and_measured_stand_side_by_side() -> None:
+    row = {
+        "step_time_s": 2.2,
+        "predicted_step_time_s": 2.0,
+        "mem_peak_bytes": 60_000_000_000,
+        "predicted_mem_bytes": 50_000_000_000,
+    }
+    assert predictions(row) == [
+        ("predicted", "a step of 2 s; measured: 2.2 s (+10%)"),
+        ("memory", "50.0 GB; measured: 60.0 GB (+20%)"),
+    ]
+    assert predictions({"step_time_s": 2.2, "predicted_step_time_s": None}) == []

@@ -23,7 +23,7 @@ def test_the_whole_path_is_printed(capsys: Captured) -> None:
     assert "Lost: 26 steps = " in shown and "the checkpoint of step 50." in shown
     assert "launch.retries = 3: the run survives 3 such losses." in shown
     assert "there, but not planned: node-4" in shown
-    assert "GOODPUT: 4 nodes fail every 1.5e+03 h together." in shown
+    assert "GOODPUT: one of 4 nodes fails every 62 days." in shown
     assert "Assumed: steps go on 300 s after a failure" in shown
 
 

@@ -26,12 +26,13 @@ from tests.cluster.node import IMAGES, Node, NodeSpec
 KUEUE = "kueue.x-k8s.io/v1beta2"
 ROOT = Path("/tmp/parctl-clusters")  # short: sockets lie under it
 
-# One node without GPUs; two equal ones of one rack; one of another block that is tainted.
+# One node without GPUs; two equal ones of one rack; one of another block that is tainted. Few GPUs,
+# since every rank on one is a process of this machine.
 NODES = (
     NodeSpec(name="cpu-1", index=1),
-    NodeSpec(name="gpu-1", index=2, gpus=8),
-    NodeSpec(name="gpu-2", index=3, gpus=8),
-    NodeSpec(name="gpu-3", index=4, gpus=8, block="b", rack="b1", tainted=True),
+    NodeSpec(name="gpu-1", index=2, gpus=2),
+    NodeSpec(name="gpu-2", index=3, gpus=2),
+    NodeSpec(name="gpu-3", index=4, gpus=2, block="b", rack="b1", tainted=True),
 )
 
 
@@ -70,8 +71,11 @@ class Cluster:
                 node.back()
             elif not self.machine.alive(f"{node.name}-kubelet"):
                 node.resume_kubelet()
-            if self.api.get("Node", node.name)["spec"].get("unschedulable"):
+            found = self.api.get("Node", node.name)
+            if found["spec"].get("unschedulable"):
                 node.cordon(False)
+            if int(found["status"]["allocatable"].get("nvidia.com/gpu", 0)) != node.spec.gpus:
+                node.set_gpus(node.spec.gpus)
 
     @contextlib.contextmanager
     def namespace(self, *, pod_security: str = "restricted") -> Iterator[str]:
@@ -170,9 +174,9 @@ def up(name: str, specs: tuple[NodeSpec, ...] = NODES) -> Cluster:
     machine.remove()
     machine.folder.mkdir(parents=True)
     machine.make_namespace()
+    cluster = assemble(machine, specs)
     try:
         with machine.inside():
-            cluster = assemble(machine, specs)
             cluster.control_plane.up()
             images = machine.folder / IMAGES
             image.write_archive(images)
@@ -181,6 +185,7 @@ def up(name: str, specs: tuple[NodeSpec, ...] = NODES) -> Cluster:
             for node in cluster.nodes.values():
                 node.wait_ready()
     except BaseException:
+        cluster.api.close()
         machine.remove()
         raise
     return cluster

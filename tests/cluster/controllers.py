@@ -86,15 +86,7 @@ CONTROLLERS = {
             port=19445,
             configuration={"apiVersion": "config.lws.x-k8s.io/v1alpha1"},
         ),
-        Controller(
-            name="kuberay",
-            port=19446,
-            flags=(
-                "--metrics-addr=127.0.0.1:19646",
-                "--health-probe-bind-address=127.0.0.1:19546",
-                "--enable-leader-election=false",
-            ),
-        ),
+        Controller(name="kuberay", port=19446),
         Controller(
             name="kwok",
             port=19447,
@@ -157,6 +149,8 @@ class Controllers:
             words.append(f"--config={file}")
         if controller.name == "kwok":
             words.append(f"--kubeconfig={kubeconfig}")
+            stages = programs.PROGRAMS["kwok"].manifests_path.glob("*.yaml")
+            words += [f"--config={file}" for file in stages]
         self.machine.start(
             controller.name, [*words, *controller.flags], environment={"KUBECONFIG": kubeconfig}
         )

@@ -14,15 +14,17 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 NETWORK_NAMESPACES = Path("/run/netns")
 CLONE_NEWNET = 0x40000000
-# Joins the cgroup before the program starts, so that no child of it is ever outside.
-JOIN = 'echo 0 > "$0" && exec "$@"'
+# The daemon is nobody's child, so that it outlives its starter without a word; it joins the cgroup
+# before the program starts, so that no child of it is ever outside.
+BEGIN = """echo 0 > "$0" && echo $$ > "$1" && shift && exec "$@" """
+DETACH = f"""setsid sh -c '{BEGIN}' "$@" &"""
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -51,7 +53,7 @@ def wait_until(true: Callable[[], object], *, seconds: float, what: str) -> floa
     return time.monotonic() - start
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     """One cluster's share of this machine.
 
@@ -62,7 +64,6 @@ class Machine:
 
     name: str
     folder: Path
-    children: dict[int, "subprocess.Popen[bytes]"] = field(default_factory=dict)
 
     @property
     def cgroup(self) -> str:
@@ -108,36 +109,38 @@ class Machine:
         """Start a daemon in its own session, its output in `logs/NAME.log`."""
         procs = self.make_cgroup("pids", group) / "cgroup.procs"
         self.logs.mkdir(parents=True, exist_ok=True)
+        pid_file = self.pid_file(name)
+        pid_file.parent.mkdir(exist_ok=True)
+        pid_file.unlink(missing_ok=True)
         with (self.logs / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                ["/bin/sh", "-c", JOIN, str(procs), *words],
+            subprocess.run(
+                ["/bin/sh", "-c", DETACH, "sh", str(procs), str(pid_file), *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
                 env={**os.environ, **(environment or {})},
+                check=True,
             )
-        self.children[process.pid] = process
-        self.pid_file(name).parent.mkdir(exist_ok=True)
-        self.pid_file(name).write_text(str(process.pid))
+        wait_until(lambda: self.pid(name), seconds=60, what=f"start of {name}")
 
     def pid_file(self, name: str) -> Path:
         return self.folder / "pids" / name
 
-    def alive(self, name: str) -> bool:
+    def pid(self, name: str) -> int:
+        """A daemon's process; 0 where it was never started."""
         try:
-            pid = int(self.pid_file(name).read_text())
+            return int(self.pid_file(name).read_text())
         except (OSError, ValueError):
-            return False
-        if pid in self.children:
-            return self.children[pid].poll() is None
-        return pid in self.processes()  # a number may be another process's by now
+            return 0
+
+    def alive(self, name: str) -> bool:
+        return self.pid(name) in self.processes()  # a number may be another process's by now
 
     def stop(self, name: str, how: signal.Signals = signal.SIGTERM, *, seconds: float = 5) -> None:
         """End a daemon and wait for its end; after some seconds, kill it."""
         if not self.alive(name):
             return
-        pid = int(self.pid_file(name).read_text())
+        pid = self.pid(name)
         os.kill(pid, how)
         try:
             wait_until(lambda: not self.alive(name), seconds=seconds, what=f"end of {name}")
@@ -183,8 +186,6 @@ class Machine:
             for pid in self.processes(group):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            for child in self.children.values():
-                child.poll()
             return not self.processes(group)
 
         wait_until(none_left, seconds=20, what=f"death of all processes in {self.cgroup}/{group}")
@@ -211,7 +212,6 @@ class Machine:
     def remove(self) -> None:
         """Remove all that is this cluster's: processes, mounts, cgroups, network, files."""
         self.kill_group()
-        self.children.clear()
         self.unmount(self.folder)
         self.remove_cgroups()
         if self.namespace.exists():

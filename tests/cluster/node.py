@@ -124,6 +124,9 @@ class Node:
         amount = {"nvidia.com/gpu": str(count)} if count else {}
         status = {"status": {"capacity": amount, "allocatable": amount}}
         self.api.patch("Node", self.name, status, subresource="status")
+        if count:
+            labels = {"nvidia.com/gpu.count": str(count)}
+            self.api.patch("Node", self.name, {"metadata": {"labels": labels}})
 
     # -------------------------------------------------------------- processes
 

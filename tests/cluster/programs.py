@@ -102,11 +102,20 @@ CONTROLLERS = (
     ),
     Program(
         name="kuberay",
-        package="github.com/ray-project/kuberay/ray-operator",
+        package="./kuberay",
         module="github.com/ray-project/kuberay/ray-operator",
         manifests=("config/crd/bases",),
     ),
-    Program(name="kwok", package="sigs.k8s.io/kwok/cmd/kwok", module="sigs.k8s.io/kwok"),
+    Program(
+        name="kwok",
+        package="sigs.k8s.io/kwok/cmd/kwok",
+        module="sigs.k8s.io/kwok",
+        manifests=(
+            "kustomize/stage/node/fast",
+            "kustomize/stage/node/heartbeat-with-lease",
+            "kustomize/stage/pod/fast",
+        ),
+    ),
 )
 PROGRAMS = {program.name: program for program in CORE + CONTROLLERS}
 

@@ -26,17 +26,17 @@ def test_every_node_is_ready_and_says_what_gpus_it_has(cluster: Cluster) -> None
     gpus = {
         name: node["status"]["allocatable"].get("nvidia.com/gpu") for name, node in nodes.items()
     }
-    assert gpus == {"cpu-1": None, "gpu-1": "8", "gpu-2": "8", "gpu-3": "8"}
+    assert gpus == {"cpu-1": None, "gpu-1": "2", "gpu-2": "2", "gpu-3": "2"}
     assert "taints" not in nodes["gpu-1"]["spec"]
     assert nodes["gpu-3"]["spec"]["taints"][0]["key"] == "nvidia.com/gpu"
 
 
 def test_gpus_of_a_node_are_given_out_once(cluster: Cluster, namespace: str) -> None:
     here: Object = {"nodeSelector": {"kubernetes.io/hostname": "gpu-1"}}
-    cluster.api.apply(pod("first", WAIT_FOR_EVER, gpus=5, **here), namespace=namespace)
+    cluster.api.apply(pod("first", WAIT_FOR_EVER, gpus=2, **here), namespace=namespace)
     cluster.api.wait("Pod", "first", pod_phase("Running"), namespace)
 
-    cluster.api.apply(pod("second", WAIT_FOR_EVER, gpus=4, **here), namespace=namespace)
+    cluster.api.apply(pod("second", WAIT_FOR_EVER, gpus=1, **here), namespace=namespace)
 
     waiting = cluster.api.wait("Pod", "second", condition("PodScheduled", "False"), namespace)
     why = next(c for c in waiting["status"]["conditions"] if c["type"] == "PodScheduled")
@@ -153,7 +153,7 @@ def test_a_dead_node_is_noticed_within_15_s_and_comes_back(
     node.back()
     after = cluster.api.get("Node", "gpu-2")
     assert condition("Ready")(after)
-    assert after["status"]["allocatable"]["nvidia.com/gpu"] == "8"
+    assert after["status"]["allocatable"]["nvidia.com/gpu"] == "2"
 
 
 def test_a_stopped_kubelet_leaves_its_containers_running(cluster: Cluster, namespace: str) -> None:

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 
 import pytest
 from tests.cluster.api import Object, condition
-from tests.cluster.cluster import Cluster
+from tests.cluster.cluster import KUEUE, Cluster
 from tests.cluster.fake_nodes import add_fake_nodes
 from tests.cluster.node import BLOCK_LABEL
 from tests.cluster.pods import TOLERATION, pod, pod_spec, python
-from tests.cluster.queues import KUEUE, QUEUE_LABEL, REQUIRED_TOPOLOGY, make_queue
+from tests.cluster.queues import QUEUE_LABEL, REQUIRED_TOPOLOGY, make_queue
 
 pytestmark = pytest.mark.cluster
 JOBSET = "jobset.x-k8s.io/v1alpha2"
@@ -51,12 +51,12 @@ def test_a_jobset_runs_to_its_end(cluster: Cluster, namespace: str) -> None:
 
 def test_kueue_holds_a_job_back_until_its_queue_has_quota(cluster: Cluster, namespace: str) -> None:
     cluster.controllers.ensure("kueue")
-    make_queue(cluster, namespace, gpus=8)
-    first = job("first", 1, WAIT_FOR_EVER, gpus=6)
+    make_queue(cluster, namespace, gpus=2)
+    first = job("first", 1, WAIT_FOR_EVER, gpus=2)
     cluster.api.apply(first, namespace=namespace)
     cluster.api.wait("Job", "first", active(1), namespace, "batch/v1", seconds=60)
 
-    cluster.api.apply(job("second", 1, WAIT_FOR_EVER, gpus=4), namespace=namespace)
+    cluster.api.apply(job("second", 1, WAIT_FOR_EVER, gpus=1), namespace=namespace)
     waiting = workload_of(cluster, namespace, "second")
     held = cluster.api.wait(
         "Workload", waiting, condition("QuotaReserved", "False"), namespace, KUEUE
@@ -70,9 +70,9 @@ def test_kueue_holds_a_job_back_until_its_queue_has_quota(cluster: Cluster, name
 
 def test_kueue_puts_the_pods_of_a_job_in_one_block(cluster: Cluster, namespace: str) -> None:
     cluster.controllers.ensure("kueue")
-    make_queue(cluster, namespace, gpus=24)
+    make_queue(cluster, namespace, gpus=6)
     together = {REQUIRED_TOPOLOGY: BLOCK_LABEL}
-    cluster.api.apply(job("pair", 2, WAIT_FOR_EVER, gpus=8, **together), namespace=namespace)
+    cluster.api.apply(job("pair", 2, WAIT_FOR_EVER, gpus=2, **together), namespace=namespace)
 
     cluster.api.wait("Job", "pair", active(2), namespace, "batch/v1", seconds=60)
 

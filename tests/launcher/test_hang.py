@@ -14,7 +14,8 @@ from tests.launcher.runs import BACKEND, directory, launch, left, until
 from tests.runtime.plans import LLAMA, plan
 
 from parctl.launcher.backend import RankStatus, State
-from parctl.launcher.hang import FlightRecord, Group, find_hang
+from parctl.launcher.flight_records import FlightRecord, Group
+from parctl.launcher.hang import find_hang
 from parctl.launcher.waiting import wait_for
 from parctl.planner.plan import Plan
 

@@ -153,5 +153,12 @@ def test_a_failure_that_says_nothing_is_refused(text: str) -> None:
 
 
 def test_a_back_end_that_is_not_there_is_named() -> None:
-    each = rendered("tiny-llama: DP2", "h100:1x2", "nomad")
-    assert each.refusal == "there is no back end `nomad`"
+    with pytest.raises(UsageError) as refused:
+        rendered("tiny-llama: DP2", "h100:1x2", "nomad")
+    assert refused.value.message == "there is no back end `nomad`"
+
+
+def test_a_job_that_saves_nothing_has_no_goodput() -> None:
+    with pytest.raises(UsageError) as refused:
+        simulate(load_recipe("llama-70b-serve"), parse_cluster("h100:1x8"), mtbf_hours=100)
+    assert "it saves nothing" in refused.value.message

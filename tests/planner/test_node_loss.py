@@ -50,6 +50,13 @@ def test_broken_groups_are_those_of_the_layout() -> None:
     assert broken_groups(plan, ranks) == wanted
 
 
+def test_groups_of_experts_break_too() -> None:
+    plan = make_plan(load_recipe("mixtral-8x7b: FSDP8+TP4+EP8"), parse_cluster("h100:4x8"))
+
+    # two tp groups fill a node; each of their four places is in an ep group of its own
+    assert broken_groups(plan, tuple(range(8, 16))) == {"fsdp": 4, "tp": 2, "ep": 4}
+
+
 def test_a_spare_node_takes_over_with_the_same_degrees() -> None:
     loss = lost("llama-70b: TP8+SP+FSDP4", "h100:5x8", "placement.spares=1")
 

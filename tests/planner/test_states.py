@@ -3,8 +3,10 @@
 import pytest
 
 from parctl.planner.degrees import Degrees
-from parctl.planner.shards import Shard
+from parctl.planner.shards import Shard, head_shard, layer_shard
 from parctl.planner.states import REGIMES, Regime, gathered_bytes, state_bytes
+from parctl.recipes.loader import load_recipe
+from parctl.recipes.parameters import count_parameters
 
 THOUSAND = Shard(dense=1000, experts=0)
 
@@ -72,3 +74,26 @@ def test_gathered_copies_by_hand(zero_stage: int, degrees: Degrees, expected: in
 def test_tensor_parallelism_alone_in_fp32_copies_nothing() -> None:
     assert gathered_bytes(THOUSAND, THOUSAND, REGIMES["fp32"], 0, Degrees(tp=4)) == 0
     assert gathered_bytes(THOUSAND, THOUSAND, REGIMES["fp32"], 3, Degrees(tp=4)) == 0
+
+
+def test_a_copy_of_the_tied_table_has_a_gradient_and_no_moments() -> None:
+    gpt = load_recipe("gpt3-175b").model
+    assert gpt is not None and gpt.tied_embeddings
+    shard = head_shard(gpt, count_parameters(gpt), Degrees(pp=8))
+    assert shard.copied == gpt.vocab_size * gpt.dim == shard.dense - 2 * gpt.dim
+    state = state_bytes(shard, REGIMES["fp32"], 0, Degrees(pp=8), whole_gradients=True)
+    assert state.weights == state.gradients == 4 * shard.dense
+    assert state.optimizer == 8 * 2 * gpt.dim
+    assert head_shard(gpt, count_parameters(gpt), Degrees()).copied == 0
+
+
+def test_balance_biases_have_neither_gradient_nor_moments() -> None:
+    deepseek = load_recipe("deepseek-v3").model
+    assert deepseek is not None and deepseek.moe is not None
+    layers = count_parameters(deepseek).layers
+    assert layer_shard(deepseek, layers[0], Degrees()).fixed == 0  # dense
+    shard = layer_shard(deepseek, layers[-1], Degrees())
+    assert shard.fixed == 256
+    state = state_bytes(shard, REGIMES["fp32"], 0, Degrees(), whole_gradients=True)
+    assert state.weights - state.gradients == 4 * 256
+    assert state.optimizer == 2 * state.gradients

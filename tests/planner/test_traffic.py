@@ -23,6 +23,7 @@ def traffic(form: str, *overrides: str, name: str = "tiny-llama") -> dict[str, f
         cp=spec.cp or 1,
         tp=spec.tp or 1,
         ep=spec.ep or 1,
+        etp=spec.etp or 1,
     )
     assert recipe.model is not None and with_degrees(spec, degrees) == spec
     stages = split_layers(recipe.model, degrees.pp * spec.virtual_stages)
@@ -81,3 +82,22 @@ def test_experts_send_their_tokens_and_their_gradients_go_elsewhere() -> None:
     moe_layers = recipe.model.num_layers
     assert sent["ep"] == moe_layers * 2 * 4 * hidden * recipe.model.moe.top_k / 2
     assert set(sent) == {"dp", "ep", "edp"}
+
+
+@pytest.mark.parametrize(
+    ("form", "shares"),
+    [
+        # tp ranks deal the rows out among them, with or without sp
+        ("DP2+TP2+EP2", 2),
+        ("DP2+TP2+SP+EP2", 2),
+        # both hold a part of every expert, and send the same rows
+        ("DP2+TP2+SP+EP2+ETP2", 1),
+    ],
+)
+def test_tensor_ranks_share_the_rows_that_experts_get(form: str, shares: int) -> None:
+    recipe = load_recipe(f"tiny-moe: {form}")
+    assert recipe.model is not None and recipe.model.moe is not None and recipe.train is not None
+    hidden = 4 * 2 * recipe.train.seq_len * recipe.model.dim
+    # 4 micro-batches of 2 sequences on each of 2 data ranks
+    sent = 4 * hidden * recipe.model.moe.top_k / 2 / shares * recipe.model.num_layers * 4
+    assert traffic(form, name="tiny-moe")["ep"] == sent

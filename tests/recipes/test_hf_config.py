@@ -93,7 +93,7 @@ def test_a_rope_scaling_that_is_no_mapping_is_refused(value: Any, tmp_path: Path
     ("name", "changes", "named"),
     [
         ("llama-3.1-8b", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "type 'linear'"),
-        ("llama-3.1-8b", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "type 'yarn'"),
+        ("llama-3.1-8b", {"rope_scaling": {"rope_type": "longrope"}}, "type 'longrope'"),
         ("qwen3-30b-a3b", {"rope_parameters": {"rope_type": "dynamic"}}, "type 'dynamic'"),
         ("llama-3.1-8b", {"hidden_act": "gelu"}, "activation 'gelu'"),
         ("gpt2", {"activation_function": "relu"}, "activation 'relu'"),

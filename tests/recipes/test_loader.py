@@ -133,10 +133,14 @@ def test_the_shipped_recipes_are_those_promised() -> None:
         "gpt3-175b": "DP16+TP8+PP8",
         "llama-3-8b-1m": "TP8+SP+CP8+FSDP2",
         "llama-405b": "TP8+SP+PP16+CP16+FSDP8",
+        "llama-405b-serve": "TP8+PP2",
         "llama-70b": "TP+SP+FSDP",
+        "llama-70b-serve": "TP8",
+        "long-context-prefill": "TP8+SP+CP16",
         "mixtral-8x7b": "DP16+TP4+SP+EP8+ETP4",
         "tiny-gpt": "DP2+TP2+PP2",
         "tiny-llama": "TP2+SP+FSDP2",
+        "tiny-llama-generate": "TP2",
         "tiny-moe": "DP2+TP2+EP2",
     }  # fmt: skip
 

@@ -79,3 +79,26 @@ def test_a_shape_that_cannot_be_is_refused(change: dict[str, Any], path: str, sa
     assert faults[0].path == path
     assert says in faults[0].message
     assert faults[0].hint
+
+
+LENGTHS = {"factor": 8.0, "original_max_seq_len": 64}
+FREQUENCIES = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
+
+
+@pytest.mark.parametrize("own", [FREQUENCIES, BETAS, BETAS | {"mscale": 1.0}])
+def test_positions_are_stretched_in_one_of_two_ways(own: dict[str, float]) -> None:
+    absent = {"mscale_all_dim": None}
+    model, faults = complete_model(LLAMA | {"rope_scaling": LENGTHS | own | absent}, "mine")
+    assert model is not None and not faults
+    assert model.rope_scaling == LENGTHS | own
+
+
+@pytest.mark.parametrize(
+    "own", [{}, {"beta_fast": 32.0}, FREQUENCIES | BETAS, FREQUENCIES | {"mscale": 1.0}]
+)
+def test_half_of_a_stretching_or_two_are_refused(own: dict[str, float]) -> None:
+    model, (fault,) = complete_model(LLAMA | {"rope_scaling": LENGTHS | own}, "mine")
+    assert model is None
+    assert fault.path == "rope_scaling"
+    assert "beside factor and original_max_seq_len" in fault.message

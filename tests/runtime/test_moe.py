@@ -172,7 +172,8 @@ def host_waits(model: ModelSpec) -> int:
     for parameter in moe.parameters():
         torch.nn.init.normal_(parameter)
     moe.router.reset()
-    with WaitCounter() as counter:
+    counter = WaitCounter()
+    with counter:
         moe(torch.randn(2, 16, 32)).sum().backward()
     return counter.count
 

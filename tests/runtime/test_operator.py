@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 from tests.runtime.harness import train_to_end
+from tests.runtime.moe_models import MODELS as MOE
 from tests.runtime.plans import GPT, LLAMA, plan
 
 MODELS = {
     "llama": replace(LLAMA, parallel_blocks=True),
     "gpt": replace(GPT, parallel_blocks=True),
+    "dropout": replace(LLAMA, parallel_blocks=True, dropout=0.2),
+    "experts": replace(MOE["mixtral"], parallel_blocks=True),
+    "deepseek": replace(MOE["deepseek"], parallel_blocks=True),
 }
 CASES: dict[str, tuple[str, dict[str, int], dict[str, Any]]] = {
     "op2": ("llama", {"operator": 2}, {}),
@@ -23,6 +27,10 @@ CASES: dict[str, tuple[str, dict[str, int], dict[str, Any]]] = {
     "op2 x tp2+sp": ("llama", {"operator": 2, "tp": 2}, {"sp": True}),
     "op2 x pp2": ("llama", {"pp": 2, "operator": 2}, {}),
     "op2 x tp2, biases and tied": ("gpt", {"operator": 2, "tp": 2}, {}),
+    "op2, dropout": ("dropout", {"operator": 2}, {}),
+    "op2, dropout, full": ("dropout", {"operator": 2}, {"train": {"recompute": "full"}}),
+    "op2, experts": ("experts", {"operator": 2}, {}),
+    "op2 x tp2, experts": ("deepseek", {"operator": 2, "tp": 2}, {}),
     "tp2+sp alone": ("llama", {"tp": 2}, {"sp": True, "train": {"recompute": "selective"}}),
     "two streams": ("llama", {"dp": 2}, {"train": {"streams": 2}}),
 }

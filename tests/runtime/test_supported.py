@@ -57,7 +57,7 @@ def test_scripts_are_the_users_own() -> None:
         ),
         ({"train": {"precision": "fp16"}}, {}, "train.precision fp16"),
         ({"checkpoint": {"dir": "s3://bucket/x"}}, {}, "checkpoint.dir s3://bucket/x"),
-        ({"task": "serve"}, {}, "task serve"),
+        ({"parallelism": {"operator": 2}}, {"ep": 2}, "operator 2 with ep 2"),
     ],
     ids=str,
 )
@@ -69,8 +69,9 @@ def test_unbuilt_forms_are_named(changes: dict[str, Any], axes: dict[str, int], 
 
 
 def test_all_unbuilt_forms_are_named_at_once() -> None:
-    with pytest.raises(NotBuiltError, match=r"task serve.*train.precision fp16"):
-        refuse_unbuilt(recipe(task="serve", train={"precision": "fp16"}), {"pp": 2})
+    both = recipe(train={"precision": "fp16"}, checkpoint={"dir": "gs://bucket/x"})
+    with pytest.raises(NotBuiltError, match=r"train.precision fp16.*gs://bucket/x"):
+        refuse_unbuilt(both, {"pp": 2})
 
 
 def test_sizes_that_do_not_divide_are_refused_with_the_arithmetic() -> None:

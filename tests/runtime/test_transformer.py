@@ -14,7 +14,7 @@ from parctl.runtime.execution.recompute import canonical_name
 from parctl.runtime.model.attention import Attention
 from parctl.runtime.model.dropout import Dropout
 from parctl.runtime.model.initialize import fill, normal_block
-from parctl.runtime.model.rope import frequencies, rotate, rotation, scale
+from parctl.runtime.model.rope import frequencies, llama, rotate, rotation
 from parctl.runtime.model.transformer import Block, Transformer
 
 
@@ -89,7 +89,7 @@ def test_llama_31_scaling_keeps_fast_waves_and_stretches_slow_ones() -> None:
     }
     periods = torch.tensor([5.0, 0.5, 2.5], dtype=torch.float64)
     plain = periods * 2 * math.pi / 8192
-    ratio = (scale(plain, scaling) / plain).tolist()
+    ratio = (llama(plain, scaling) / plain).tolist()
     assert ratio == pytest.approx([1.0, 1 / 8, (1 + 1 / 8) / 2])
     assert frequencies(replace(LLAMA, rope_scaling=scaling)).dtype == torch.float64
 

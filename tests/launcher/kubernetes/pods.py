@@ -67,6 +67,8 @@ class Pods:
                 (payload / name).write_bytes(base64.b64decode(data))
 
     def start(self, index: int, *, attempts: int = 0, **environment: str) -> Pod:
+        if index in self.pods:
+            self.pods[index].process.wait(10)
         folder = self.folder / f"pod-{index}-{time.monotonic_ns()}"
         (folder / "run").mkdir(parents=True)
         own = {

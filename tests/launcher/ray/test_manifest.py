@@ -21,7 +21,7 @@ PLAN = script_plan(["python", "train.py"], axes={"dp": 2, "tp": 2}, nodes=("a", 
 
 
 def test_the_request_names_the_run_its_plan_and_what_was_sent() -> None:
-    manifest = ray_manifest(PLAN, "probe-1", storage=None)
+    manifest = ray_manifest(PLAN, "probe-1", storage=None, owner="ada")
     parctl_sent, run_sent = manifest.packages
 
     assert manifest.request == {
@@ -31,7 +31,12 @@ def test_the_request_names_the_run_its_plan_and_what_was_sent() -> None:
             "py_modules": [parctl_sent.uri, run_sent.uri],
             "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "86400"},
         },
-        "metadata": {"name": "probe", "parctl_plan": PLAN.hash, "parctl_steps": ""},
+        "metadata": {
+            "name": "probe",
+            "parctl_plan": PLAN.hash,
+            "parctl_steps": "",
+            "parctl_owner": "ada",
+        },
     }
     assert json.loads(run_sent.files["parctl_run/plan.json"])["hash"] == PLAN.hash
     assert json.loads(run_sent.files["parctl_run/run.json"]) == manifest.settings
@@ -84,7 +89,7 @@ def test_a_variable_that_parctl_sets_is_refused(name: str) -> None:
 def test_the_interface_may_be_said_by_the_recipe() -> None:
     plan = script_plan(["x"], axes={"dp": 1}, env={"GLOO_SOCKET_IFNAME": "ib0"})
     settings = ray_manifest(plan, "probe-1", storage=None).settings
-    assert settings["env"] == {"GLOO_SOCKET_IFNAME": "ib0"}
+    assert settings["env"] == {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "ib0"}
 
 
 def test_a_secret_is_named_and_its_value_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,10 @@
 """Ranks sit where the plan says, by Ray's own word."""
 
+import os
 import sys
 from pathlib import Path
 
+import pytest
 from tests.launcher.ray.cluster import RayCluster
 from tests.launcher.ray.runs import (
     SMALL_NODES,
@@ -14,20 +16,21 @@ from tests.launcher.ray.runs import (
     launch,
     processes,
     script,
-    until,
 )
 
 from parctl.launcher.backend import State
 from parctl.launcher.ray.backend import RayBackend
+from parctl.launcher.run_id import new_run_id
 from parctl.planner.plan import Plan
 
 SLEEP = ["/bin/sleep", "300"]
+MATRIX = "PARCTL_MATRIX" in os.environ
 
 
 def assert_exact(plan: Plan, cluster: RayCluster, backend: RayBackend, run_id: str) -> None:
     """Every rank is below the agent that Ray has on its node, with its GPUs in the plan's order."""
+    assert_below_its_agent(cluster, backend, run_id)
     status = backend.status(run_id)
-    node_of_agent = agents(backend, run_id)
     masks = {
         node: ",".join(
             str(slot.gpu)
@@ -39,24 +42,34 @@ def assert_exact(plan: Plan, cluster: RayCluster, backend: RayBackend, run_id: s
     assert [rank.rank for rank in status.ranks] == list(range(len(plan.layout.ranks)))
     for rank, slot in zip(status.ranks, plan.layout.slots, strict=True):
         assert rank.pid is not None
-        (agent,) = [pid for pid in ancestry(rank.pid) if pid in node_of_agent]
-        assert node_of_agent[agent] == cluster.nodes[slot.node]["id"], slot
+        assert rank.node == slot.node
         given = environment(rank.pid)
         assert given["RANK"] == str(slot.rank)
         assert given["LOCAL_RANK"] == str(slot.local_rank)
         assert given["CUDA_VISIBLE_DEVICES"] == masks[slot.node]
 
 
-def test_32_ranks_are_exactly_where_the_plan_says(
-    cluster: RayCluster, backend: RayBackend, tmp_path: Path
-) -> None:
-    plan = launch(script(tmp_path, SLEEP, {"dp": 4, "tp": 8}), run_id="exact-1")
-    in_state(backend, "exact-1", State.RUNNING)
-    assert_exact(plan, cluster, backend, "exact-1")
-    backend.cancel("exact-1")
+def assert_below_its_agent(cluster: RayCluster, backend: RayBackend, run_id: str) -> None:
+    """Ray's state API has an agent on the node that `status` names, and the rank is below it."""
+    node_of_agent = agents(backend, run_id)
+    for rank in backend.status(run_id).ranks:
+        assert rank.pid is not None
+        (agent,) = [pid for pid in ancestry(rank.pid) if pid in node_of_agent]
+        assert node_of_agent[agent] == cluster.nodes[rank.node]["id"], rank
 
-    assert backend.status("exact-1").state is State.CANCELLED
-    until(lambda: not processes("exact-1"), seconds=10)
+
+@pytest.mark.parametrize("number", range(20 if MATRIX else 1))
+def test_32_ranks_are_exactly_where_the_plan_says(
+    cluster: RayCluster, backend: RayBackend, tmp_path: Path, number: int
+) -> None:
+    run_id = f"exact-{number}"
+    plan = launch(script(tmp_path, SLEEP, {"dp": 4, "tp": 8}), run_id=run_id)
+    in_state(backend, run_id, State.RUNNING)
+    assert_exact(plan, cluster, backend, run_id)
+    backend.cancel(run_id)
+
+    assert backend.status(run_id).state is State.CANCELLED
+    assert processes(run_id) == []
 
 
 def test_a_script_is_given_torchruns_variables(
@@ -81,3 +94,39 @@ def test_a_script_is_given_torchruns_variables(
         "2 4 0 2 1 2 pair-1",
         "3 4 1 2 1 2 pair-1",
     ]
+
+
+@pytest.mark.parametrize("number", range(20 if MATRIX else 2))
+def test_ranks_are_exact_beside_another_job_and_on_fragmented_nodes(
+    cluster: RayCluster, backend: RayBackend, tmp_path: Path, number: int
+) -> None:
+    # a job that holds three GPUs of node-1 and three of node-2
+    beside = new_run_id("beside")
+    only = "placement.exclude=[node-0,node-3,pair-0,pair-1]"
+    launch(script(tmp_path, SLEEP, {"dp": 3}), f"{only[:-1]},node-2]", run_id=beside)
+    in_state(backend, beside, State.RUNNING)
+
+    # whole nodes: the plan's node-1 is not free, so the job goes to one that is
+    moved = new_run_id("moved")
+    plan = launch(script(tmp_path, SLEEP, {"dp": 3, "tp": 8}), run_id=moved)
+    assert plan.topology["nodes"] == ["node-0", "node-1", "node-2"]
+    status = in_state(backend, moved, State.RUNNING)
+    nodes = [rank.node for rank in status.ranks]
+    assert nodes == ["node-0"] * 8 + ["node-2"] * 8 + ["node-3"] * 8
+    assert_below_its_agent(cluster, backend, moved)
+    masks = {environment(rank.pid or 0)["CUDA_VISIBLE_DEVICES"] for rank in status.ranks}
+    assert masks == {"0,1,2,3,4,5,6,7"}
+    backend.cancel(moved, grace_s=0)
+
+    # part of a node: Ray chooses the GPUs, the layout follows
+    part = new_run_id("part")
+    launch(script(tmp_path, SLEEP, {"tp": 4}), f"{only[:-1]},node-2]", run_id=part)
+    status = in_state(backend, part, State.RUNNING)
+    assert {rank.node for rank in status.ranks} == {"node-1"}
+    assert_below_its_agent(cluster, backend, part)
+    (given,) = {environment(rank.pid or 0)["CUDA_VISIBLE_DEVICES"] for rank in status.ranks}
+    (taken,) = {
+        environment(rank.pid or 0)["CUDA_VISIBLE_DEVICES"] for rank in backend.status(beside).ranks
+    }
+    assert len(given.split(",")) == 4
+    assert not set(given.split(",")) & set(taken.split(","))

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.launcher.ray.runs import SMALL_NODES, ended, launch, local_losses
+from tests.launcher.ray.cluster import RayCluster
+from tests.launcher.ray.runs import SMALL_NODES, ended, launch, local_losses, until
 
 from parctl.launcher.backend import State
 from parctl.launcher.ray.backend import RayBackend
@@ -48,3 +49,42 @@ def test_the_losses_are_those_of_a_local_run(
     assert losses(backend.metrics(recipe)) == pytest.approx(
         local_losses(recipe, *changes[:-1]), rel=1e-6
     )
+
+
+def test_training_goes_on_with_fewer_nodes_from_the_newest_checkpoint(
+    cluster: RayCluster, backend: RayBackend, tmp_path: Path
+) -> None:
+    launch(
+        "tiny-llama",
+        *SHORT,
+        "parallelism=TP2+SP+FSDP2",
+        "train.steps=400",
+        f"checkpoint.dir={tmp_path}/saved",
+        "checkpoint.every=5",
+        "launch.retries=1",
+        "launch.ray.min_nodes=1",
+        "launch.ray.rejoin_s=1",
+        SMALL_NODES,
+        run_id="fewer-1",
+    )
+    until(lambda: list(tmp_path.glob("saved/step-*")))
+    cluster.kill_raylet("pair-1")
+    try:
+        status = ended(backend, "fewer-1")
+    finally:
+        cluster.forget("pair-1")
+        cluster.add("pair-1", num_gpus=2, num_cpus=4)
+
+    assert status.state is State.SUCCEEDED, status.verdict
+    assert (status.step, status.restarts) == (400, 1)
+    assert [(rank.rank, rank.node) for rank in status.ranks] == [(0, "pair-0"), (1, "pair-0")]
+    rows = backend.metrics("fewer-1")
+    assert [row["step"] for row in rows] == list(range(1, 401))  # no step is missing
+    again = [row["step"] for row in rows if row["attempt"] == 2]
+    assert (again[0] - 1) % 5 == 0 and again[0] > 1  # and none before the checkpoint made twice
+    said = [
+        line.text
+        for line in backend.logs("fewer-1", rank=None, since=None, tail=None, follow=False)
+        if line.rank is None
+    ]
+    assert "going on with fsdp 1 in place of 2: 1 nodes are there, 2 were planned" in said

@@ -116,6 +116,19 @@ def test_a_job_that_serves_shows_its_cache_and_how_long_tokens_take() -> None:
     assert f"{times['full']['sequences']:,} requests at once" in text
 
 
+def test_a_budget_is_that_of_the_tokens_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", JOBS["pipeline"][0], "--cluster", "h100:16x8", "-o", "html"]
+    price = ["--set", "launch.price_per_gpu_hour=2"]
+    assert run([*words, *price, "--tokens", "15T"]) == 0
+    asked = capsys.readouterr().out
+    plan, topology = job("pipeline")
+    steps = -(-15 * 10**12 // plan.time["tokens_per_step"])
+    hours = steps * plan.time["step_time_s"] / 3600 * 128
+
+    assert f"for 15T tokens: {hours:,.0f} GPU-hours, at a cost of {2 * hours:,.0f}" in asked
+    assert "for 15T tokens" not in plan_to_html(plan, topology)
+
+
 def test_a_misfit_says_so() -> None:
     text = page("misfit")
     assert '<b class="bad">does not fit</b>' in text

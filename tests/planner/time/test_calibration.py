@@ -8,7 +8,7 @@ import pytest
 
 from parctl.errors import UsageError
 from parctl.planner.make import make_plan
-from parctl.planner.time.calibrate import calibrate, coefficients, fit_link
+from parctl.planner.time.calibrate import calibrate, coefficients, fit_link, num_islands
 from parctl.planner.time.calibration import Calibration, Link, Products, calibration_from_json
 from parctl.planner.time.constants import FITTED
 from parctl.planner.time.job import Fabric
@@ -20,6 +20,7 @@ from parctl.topology.synthetic import parse_cluster
 
 CLUSTER = parse_cluster("h100:4x8")
 H100 = product_named("h100")
+ISLANDS = {"tp": 1, "fsdp": 4}
 
 
 def layout() -> Layout:
@@ -49,7 +50,7 @@ def printed(alpha: dict[str, float], rate: dict[str, float]) -> list[dict[str, A
         link = proof(axis)
         for name in ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "send"):
             for num_bytes in (4096, 262_144, 16_777_216, 268_435_456):
-                a, b = coefficients(name, num_bytes, link)
+                a, b = coefficients(name, num_bytes, size=link.size, islands=ISLANDS[axis])
                 seconds = a * alpha[link.worst_link] + b / rate[link.worst_link]
                 lines.append(
                     {"axis": axis, "collective": name, "bytes": num_bytes, "seconds": seconds}
@@ -69,16 +70,29 @@ def test_latency_and_rate_are_found_back() -> None:
 
 
 def test_coefficients_by_hand() -> None:
-    inside, across = proof("tp"), proof("fsdp")
+    def of(name: str, size: int, islands: int) -> tuple[float, float]:
+        return coefficients(name, 8000, size=size, islands=islands)
 
-    assert (inside.size, inside.worst_link) == (8, "nvlink")
-    assert coefficients("all-reduce", 8000, inside) == (14, 14_000)
-    assert coefficients("all-gather", 8000, inside) == (7, 7000)
-    assert coefficients("all-to-all", 8000, inside) == (1, 7000)
-    assert coefficients("send", 8000, inside) == (1, 8000)
-    # 4 ranks, each on a node of its own
-    assert (across.size, across.nodes_per_group) == (4, 4)
-    assert coefficients("reduce-scatter", 8000, across) == (4, 6000)
+    assert of("all-reduce", 8, 1) == (14, 14_000)
+    assert of("all-gather", 8, 1) == (7, 7000)
+    assert of("all-to-all", 8, 1) == (1, 7000)
+    assert of("send", 8, 1) == (1, 8000)
+    # 4 ranks, each on a node of its own; then 8 ranks, 4 on each of 2 islands
+    assert of("reduce-scatter", 4, 4) == (4, 6000)
+    assert of("reduce-scatter", 8, 2) == (8, 1000)
+    assert of("all-to-all", 8, 2) == (1, 4000)
+
+
+def test_a_rack_scale_domain_is_one_island() -> None:
+    racks = parse_cluster("gb200:2x16x4")
+    found = make_plan(load_recipe("llama-70b: TP8+SP+FSDP16"), racks).layout
+    nodes = make_plan(load_recipe("llama-70b: TP8+SP+FSDP4"), CLUSTER).layout
+
+    assert [num_islands(found, racks, axis) for axis in ("tp", "fsdp")] == [1, 2]
+    assert [num_islands(nodes, CLUSTER, axis) for axis in ("tp", "fsdp")] == [1, 4]
+    experts = make_plan(load_recipe("mixtral-8x7b: FSDP8+TP4+EP8"), CLUSTER).layout
+    assert experts.expert_axes is not None and "ep" in experts.expert_axes
+    assert num_islands(experts, CLUSTER, "ep") == 4
 
 
 def test_what_is_fitted_is_what_the_planner_counts() -> None:
@@ -93,7 +107,7 @@ def test_what_is_fitted_is_what_the_planner_counts() -> None:
                 ("all-gather", links.gather(num_bytes)),
                 ("all-reduce", links.all_reduce(num_bytes)),
             ):
-                a, b = coefficients(name, int(num_bytes), proof(axis))
+                a, b = coefficients(name, int(num_bytes), size=size, islands=ISLANDS[axis])
                 assert seconds == pytest.approx(a * link.latency_s + b / link.bytes_s, rel=1e-9)
 
 

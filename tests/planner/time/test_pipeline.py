@@ -8,7 +8,13 @@ from tests.planner.time.jobs import job
 
 from parctl.planner.degrees import Degrees
 from parctl.planner.time.job import Job
-from parctl.planner.time.pipeline import StageTime, even_waiting, rank_times, waiting
+from parctl.planner.time.pipeline import (
+    StageTime,
+    even_waiting,
+    least_waiting,
+    rank_times,
+    waiting,
+)
 
 EVEN = StageTime(forward=1.0, inputs=1.0, weights=1.0)
 # schedule, stages per rank, bubble in passes of one stage (2104.04473, 2401.10241, 2405.15362)
@@ -45,6 +51,22 @@ def test_even_stages_wait_exactly_as_long_as_the_papers_say(
         stages = [EVEN] * (pp * virtual)
         assert waiting(even, stages, 0.0) == pytest.approx(bubble(pp), abs=1e-9)
         assert even_waiting(even, stages, 0.0) == pytest.approx(bubble(pp), abs=1e-9)
+
+
+@pytest.mark.parametrize(("schedule", "virtual", "bubble"), CLOSED)
+def test_the_least_wait_is_reached_by_even_stages_and_never_exceeded(
+    schedule: str, virtual: int, bubble: Callable[[int], float]
+) -> None:
+    for micro_batches in (8, 16, 64):
+        even = pipeline(schedule, 4, virtual, micro_batches)
+        assert least_waiting(even, [EVEN] * (4 * virtual), 0.0) == pytest.approx(bubble(4))
+        for slow in range(4 * virtual):
+            stages = [
+                StageTime(forward=1.0 + (stage == slow), inputs=1.3, weights=0.6)
+                for stage in range(4 * virtual)
+            ]
+            least = least_waiting(even, stages, 0.2)
+            assert 0 <= least <= waiting(even, stages, 0.2) + 1e-9
 
 
 def test_ranks_of_the_naive_schedule_work_one_at_a_time() -> None:

@@ -7,7 +7,7 @@ import pytest
 from tests.runtime.harness import run_ranks
 from tests.runtime.inference.matrix import Tokens, prepare
 
-NUM_PROMPTS = 10
+NUM_PROMPTS = 8
 Reference = Callable[[str], tuple[Path, Tokens]]
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from tests.runtime.harness import fork_ranks, run_ranks
 from tests.runtime.inference import folders
@@ -61,7 +62,7 @@ def configs(form: Form, num_prompts: int) -> dict[str, EngineConfig]:
     cp = form.axes.get("cp", 1)
     longest = -(-84 // (BLOCK * cp))  # blocks of 48 tokens and 36 new ones
     plenty, scarce = num_prompts * longest, longest * 5 // 4
-    common = {"block_size": BLOCK, "max_sequences": num_prompts}
+    common: dict[str, Any] = {"block_size": BLOCK, "max_sequences": num_prompts}
     return {
         "alone": EngineConfig(
             num_blocks=plenty, block_size=BLOCK, max_sequences=1, prefix_cache=False
@@ -111,17 +112,20 @@ def run_case(
     if failed:
         return failed[:1]
     faults = []
-    for name, made in results[0].value.items():
-        wrong = [key for key, _ in made.tokens if made.tokens[key, 0] != expected[int(key)]]
+    for name in chosen:
+        leaders = [result.value[name] for result in results if result.value]
+        tokens = {key: found for made in leaders for key, found in made.tokens.items()}
+        wrong = [key for key, _ in tokens if tokens[key, 0] != expected[int(key)]]
         if wrong:
             faults.append(f"{name}: outputs of prompts {', '.join(wrong)} differ")
-        if len(made.tokens) != (min(NUM_ALONE, len(prompts)) if name == "alone" else len(prompts)):
-            faults.append(f"{name}: outputs of {len(made.tokens)} prompts only")
-        if made.stats.free_blocks != made.stats.num_blocks:
+        if len(tokens) != (min(NUM_ALONE, len(prompts)) if name == "alone" else len(prompts)):
+            faults.append(f"{name}: outputs of {len(tokens)} prompts only")
+        stats = [made.stats for made in leaders]
+        if any(one.free_blocks != one.num_blocks for one in stats):
             faults.append(f"{name}: blocks are still held at the end")
-        if name in ("computed again", "swapped") and not made.stats.preemptions:
+        if name in ("computed again", "swapped") and not any(one.preemptions for one in stats):
             faults.append(f"{name}: nothing was pre-empted")
-        if name == "computed again" and not made.stats.cached_tokens:
+        if name == "computed again" and not any(one.cached_tokens for one in stats):
             faults.append(f"{name}: nothing was found in the prefix cache")
     return faults
 

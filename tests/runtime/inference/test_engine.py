@@ -47,7 +47,7 @@ def served(directory: Path, requests: list[Request], **settings: Any) -> Made:
 
 def test_samples_of_one_prompt_are_those_of_requests_of_their_own(tmp_path: Path) -> None:
     """They fork the prompt's blocks; a sample alone computes its own."""
-    hot = {"temperature": 1.0, "max_tokens": 12, "seed": 5}
+    hot: dict[str, Any] = {"temperature": 1.0, "max_tokens": 12, "seed": 5}
     together = served(tmp_path, [replace(ask(**hot), n=4)])
     short = served(tmp_path, [replace(ask(**hot), n=4)], num_blocks=17, max_tokens_per_step=16)
     assert len({tuple(tokens) for tokens in together.tokens.values()}) == 4
@@ -58,7 +58,7 @@ def test_samples_of_one_prompt_are_those_of_requests_of_their_own(tmp_path: Path
 
 
 def test_a_seed_gives_the_same_tokens_in_any_company(tmp_path: Path) -> None:
-    hot = {"temperature": 1.0, "max_tokens": 10}
+    hot: dict[str, Any] = {"temperature": 1.0, "max_tokens": 10}
     alone = served(tmp_path, [ask(**hot, seed=3)])
     others = [
         Request(id=str(i), prompt_tokens=(i,) * (i + 1), sampling=Sampling(**hot, seed=i))

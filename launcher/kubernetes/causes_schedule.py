@@ -1,0 +1,188 @@
+"""Why the scheduler finds no node for a pod."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from parctl.launcher.kubernetes.causes import Cause, event_line, events_of, pod_name, some
+from parctl.launcher.kubernetes.causes_node import cordoned
+from parctl.launcher.kubernetes.facts import Facts
+from parctl.launcher.kubernetes.names import Object
+from parctl.launcher.kubernetes.objects import phase_of
+from parctl.launcher.kubernetes.resources import num_bytes
+
+
+def schedule_causes(facts: Facts) -> Sequence[Cause]:
+    """One cause for the first pod that has no node; they are all alike."""
+    pods = [
+        pod
+        for pod in facts.run.rank_pods
+        if phase_of(pod) == "Pending" and not pod["spec"].get("nodeName")
+    ]
+    if not pods:
+        return []
+    pod = pods[0]
+    message = _message(facts, pod)
+    if message is None:
+        return [
+            Cause(sentence=f"pod {pod_name(pod)} has not been looked at by the scheduler", fix=None)
+        ]
+    evidence = tuple(event_line(event) for event in events_of(facts, "FailedScheduling")[:1])
+    cause = _volumes(message) or _resources(facts, pod, message) or _nodes(facts, pod, message)
+    sentence, fix = cause or (f"no node takes pod {pod_name(pod)}: {message}", None)
+    waiting = f"{len(pods)} of {_wanted(facts)} pods wait: " if len(pods) > 1 else ""
+    return [Cause(sentence=f"{waiting}{sentence}", fix=fix, evidence=evidence or (message,))]
+
+
+def _message(facts: Facts, pod: Object) -> str | None:
+    for entry in (pod.get("status") or {}).get("conditions") or ():
+        if entry["type"] == "PodScheduled" and entry["status"] == "False":
+            return str(entry.get("message") or entry.get("reason"))
+    return None
+
+
+def _wanted(facts: Facts) -> int:
+    return max(len(facts.run.rank_pods), int(facts.run.workload["spec"].get("parallelism") or 0))
+
+
+def _volumes(message: str) -> tuple[str, str] | None:
+    match = re.search(r'persistentvolumeclaim "([^"]+)" not found', message)
+    if match:
+        return (
+            f"there is no PersistentVolumeClaim {match[1]} in the namespace",
+            "create it, or correct `launch.kubernetes.volumes`",
+        )
+    if "unbound immediate PersistentVolumeClaims" in message:
+        return (
+            "a PersistentVolumeClaim of the run is not bound to a volume",
+            "`kubectl get pvc` shows which; it needs a storage class, or a volume that fits",
+        )
+    if "volume node affinity conflict" in message:
+        return (
+            "a volume of the run can only be used on nodes that the pods may not go to",
+            "use a volume that all nodes can mount",
+        )
+    return None
+
+
+def _resources(facts: Facts, pod: Object, message: str) -> tuple[str, str] | None:
+    """What is lacking: of what no node has enough at all, or of what others hold."""
+    lacking = re.findall(r"Insufficient ([\w./-]+)", message)
+    if not lacking:
+        return None
+    name = next((each for each in lacking if "/" in each), lacking[0]).rstrip(".")
+    need = _need(pod, name)
+    nodes = _allowed_nodes(facts, pod)
+    if not nodes:
+        return f"no node has {need:g} of {name} free", "wait, or ask for less"
+    sizes = [_amount(node["status"].get("allocatable") or {}, name) for node in nodes]
+    if max(sizes) < need:
+        if max(sizes) == 0:
+            return (
+                f"no node of the cluster has {name} for these pods",
+                "are the device plug-in and the drivers installed? `kubectl get nodes -o wide`; "
+                "the resource's name is `launch.kubernetes.gpu_resource`",
+            )
+        return (
+            f"a pod asks for {_shown(need, name)} of {name}, and the largest node has "
+            f"{_shown(max(sizes), name)}",
+            "put fewer ranks on a node: lower `tp`, or plan for this cluster",
+        )
+    holders = _holders(facts, name)
+    held = f": held by {holders}" if holders else ""
+    return (
+        f"every node that could take a pod has too little of {name} free "
+        f"({_shown(need, name)} needed){held}",
+        "wait until others have ended, or use fewer nodes",
+    )
+
+
+def _nodes(facts: Facts, pod: Object, message: str) -> tuple[str, str] | None:
+    taint = re.search(r"untolerated taint(?:\(s\))? ?\{([^:}]+): ?([^}]*)\}", message)
+    if "didn't match Pod's node affinity/selector" in message:
+        selector = pod["spec"].get("nodeSelector") or {}
+        if selector:
+            labels = ", ".join(f"{key}={value}" for key, value in selector.items())
+            return (
+                f"no free node has the labels {labels}",
+                "`kubectl get nodes --show-labels`; correct `launch.kubernetes.node_selector`",
+            )
+        return (
+            "the nodes that the plan or `placement` names are not there",
+            "plan again for the nodes that are there, or drop `launch.kubernetes.nodes: planned`",
+        )
+    if taint:
+        return (
+            f"the nodes have the taint {taint[1]}" + (f"={taint[2]}" if taint[2] else "") + ", "
+            "which the pods do not tolerate",
+            f"`launch.kubernetes.tolerations: [{{key: {taint[1]}}}]`, if the run may go there",
+        )
+    if "were unschedulable" in message:
+        return (
+            f"the nodes are cordoned: {cordoned(facts)}",
+            "`kubectl uncordon NODE` when it may be used again",
+        )
+    if "anti-affinity" in message:
+        return (
+            "there are fewer free nodes than pods, and each pod needs a node of its own",
+            "wait until others have ended, or use fewer nodes",
+        )
+    if "not found" in message and "node" in message:
+        return f"no node takes the pods: {message}", None  # type: ignore[return-value]
+    return None
+
+
+def _allowed_nodes(facts: Facts, pod: Object) -> list[Object]:
+    """Nodes that the pod's labels and tolerations let it go to."""
+    return [
+        node
+        for node in facts.nodes or ()
+        if not node["spec"].get("unschedulable")
+        and all(_tolerates(pod, taint) for taint in node["spec"].get("taints") or ())
+        and (pod["spec"].get("nodeSelector") or {}).items()
+        <= (node["metadata"].get("labels") or {}).items()
+    ]
+
+
+def _tolerates(pod: Object, taint: Mapping[str, Any]) -> bool:
+    if taint.get("effect") == "PreferNoSchedule":
+        return True
+    for each in pod["spec"].get("tolerations") or ():
+        if each.get("key") not in (None, taint["key"]):
+            continue
+        if each.get("effect") not in (None, taint.get("effect")):
+            continue
+        if each.get("operator") == "Exists" or each.get("value", "") == taint.get("value", ""):
+            return True
+    return False
+
+
+def _need(pod: Object, name: str) -> float:
+    total = 0.0
+    for container in pod["spec"]["containers"]:
+        total += _amount(container.get("resources", {}).get("requests") or {}, name)
+    return total
+
+
+def _amount(quantities: Mapping[str, Any], name: str) -> float:
+    value = str(quantities.get(name) or "0")
+    return float(value[:-1]) / 1000 if value.endswith("m") else float(num_bytes(value))
+
+
+def _shown(amount: float, name: str) -> str:
+    return f"{amount / 2**30:.1f} GiB" if name in ("memory", "ephemeral-storage") else f"{amount:g}"
+
+
+def _holders(facts: Facts, name: str) -> str:
+    """Who uses the resource now, most first."""
+    held: dict[str, float] = {}
+    for pod in facts.others or ():
+        if pod["spec"].get("nodeName") and phase_of(pod) in ("Pending", "Running"):
+            amount = _need(pod, name)
+            if amount and "/" in name:
+                labels = pod["metadata"].get("labels") or {}
+                run = labels.get("parctl.dev/run") or labels.get("job-name")
+                owner = f"{pod['metadata']['namespace']}/{run or pod_name(pod)}"
+                held[owner] = held.get(owner, 0) + amount
+    ranked = sorted(held.items(), key=lambda item: -item[1])
+    return some([f"{owner} ({amount:g})" for owner, amount in ranked])

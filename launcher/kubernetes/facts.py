@@ -1,0 +1,130 @@
+"""Everything that `parctl why` looks at, read once. What may not be read is said, not guessed."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from parctl.errors import BackendError
+from parctl.launcher.kubernetes import names
+from parctl.launcher.kubernetes.client import Client
+from parctl.launcher.kubernetes.names import Object
+from parctl.launcher.kubernetes.objects import RunObjects, kueue_api, label_of
+from parctl.launcher.kubernetes.report import Report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """`None` for what could not be read; an empty list for what is not there."""
+
+    run: RunObjects
+    report: Report | None
+    jobs: Sequence[Object]  # the Jobs of a JobSet, the coordinator's
+    events: Sequence[Mapping[str, Any]] | None  # of these objects, oldest first
+    nodes: Sequence[Object] | None
+    others: Sequence[Object] | None  # pods of anybody that use the same resource
+    queue_entry: Object | None  # Kueue's Workload
+    local_queue: Object | None
+    cluster_queue: Object | None
+    has_kueue: bool
+    unread: Sequence[str]  # what may not be read, and why
+    now_unix: float
+
+    @property
+    def run_id(self) -> str:
+        return self.run.run_id
+
+    @property
+    def queue(self) -> str | None:
+        return label_of(self.run.workload, names.QUEUE)
+
+    @property
+    def looked_at(self) -> str:
+        counts = {
+            "pods": len(self.run.pods),
+            "jobs": len(self.jobs),
+            "events": None if self.events is None else len(self.events),
+            "nodes": None if self.nodes is None else len(self.nodes),
+        }
+        read = [f"{count} {what}" for what, count in counts.items() if count is not None]
+        entry = ["Kueue's Workload"] if self.queue_entry else []
+        return ", ".join([self.run.workload["kind"], *read, *entry])
+
+
+def gather_facts(client: Client, run: RunObjects, report: Report | None) -> Facts:
+    """Read what there is. Being refused one kind of object leaves the others."""
+    unread: list[str] = []
+
+    def read(what: str, api: str, kind: str, **choices: Any) -> list[Object] | None:
+        try:
+            return client.list(api, kind, **choices) or []
+        except BackendError as error:
+            unread.append(f"{what}: {error.message}")
+            return None
+
+    run_label = f"{names.RUN}={run.run_id}"
+    jobs = read("jobs", "batch/v1", "Job", labels=run_label) or []
+    if run.workload["kind"] == "JobSet":
+        own = f"jobset.sigs.k8s.io/jobset-name={run.run_id}"
+        jobs = [*jobs, *(read("jobs", "batch/v1", "Job", labels=own) or [])]
+    events = read("events", "v1", "Event")
+    queue = label_of(run.workload, names.QUEUE)
+    entry, local_queue, cluster_queue = None, None, None
+    api = kueue_api(client) if queue is not None else None
+    if api is not None and queue is not None:
+        entries = read("Kueue's workloads", api, "Workload") or []
+        uids = {run.workload["metadata"]["uid"]}
+        entry = next((each for each in entries if _owned_by(each, uids)), None)
+        try:
+            local_queue = client.get(api, "LocalQueue", queue)
+            if local_queue is not None:
+                cluster_queue = client.get(api, "ClusterQueue", local_queue["spec"]["clusterQueue"])
+        except BackendError as error:
+            unread.append(f"Kueue's queues: {error.message}")
+    waits = any(not pod["spec"].get("nodeName") for pod in run.rank_pods)
+    others = None
+    if waits:
+        others = read("pods of others", "v1", "Pod", everywhere=True)
+    return Facts(
+        run=run,
+        report=report,
+        jobs=jobs,
+        events=None if events is None else own_events(events, run, jobs, entry),
+        nodes=read("nodes", "v1", "Node"),
+        others=others,
+        queue_entry=entry,
+        local_queue=local_queue,
+        cluster_queue=cluster_queue,
+        has_kueue=api is not None,
+        unread=unread,
+        now_unix=time.time(),
+    )
+
+
+def own_events(
+    events: Sequence[Mapping[str, Any]],
+    run: RunObjects,
+    jobs: Sequence[Object],
+    entry: Object | None,
+) -> list[Mapping[str, Any]]:
+    """Events about objects of the run, oldest first; those of their namesakes before are left."""
+    objects = [run.workload, *run.pods, *jobs, *([entry] if entry else [])]
+    uids = {each["metadata"]["uid"] for each in objects}
+    own = [event for event in events if event["involvedObject"].get("uid") in uids]
+    return sorted(own, key=event_time)
+
+
+def event_time(event: Mapping[str, Any]) -> str:
+    series = event.get("series") or {}
+    moment: str = (
+        series.get("lastObservedTime")
+        or event.get("lastTimestamp")
+        or event.get("eventTime")
+        or event["metadata"].get("creationTimestamp")
+        or ""
+    )
+    return moment
+
+
+def _owned_by(each: Object, uids: set[str]) -> bool:
+    return any(owner["uid"] in uids for owner in each["metadata"].get("ownerReferences") or ())

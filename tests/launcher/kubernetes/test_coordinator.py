@@ -1,0 +1,195 @@
+"""A coordinator restarts ranks in the pods that are left, counts, and takes new pods in."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.launcher.kubernetes.cases import TARGET
+from tests.launcher.kubernetes.pods import RUN, Pods
+from tests.launcher.kubernetes.test_pod import WAITS, script
+
+from parctl.launcher.backend import State
+from parctl.launcher.kubernetes.channel import listen
+from parctl.launcher.kubernetes.coordinator import coordinate
+from parctl.launcher.kubernetes.leader import Leader, settle
+from parctl.launcher.kubernetes.report import Report
+from parctl.launcher.kubernetes.team import Peer, PodTeam
+from parctl.launcher.processes import processes_with
+from parctl.recipes.kubernetes_spec import KubernetesSpec
+
+SPEC = KubernetesSpec(kind="job", recovery="coordinator", gather_timeout_s=60.0)
+FAILS_TWICE = (
+    "import os\n"
+    "print('attempt', os.environ['PARCTL_ATTEMPT'])\n"
+    "if os.environ['RANK'] == '1' and os.environ['PARCTL_ATTEMPT'] < '3': raise ValueError('no')"
+)
+
+
+class Coordinated:
+    """The coordinator of a run as a thread of the test, its pods as processes."""
+
+    def __init__(self, plan: Any, folder: Path) -> None:
+        self.pods = Pods(plan=plan, folder=folder, nodes=("gpu-1", "gpu-2"), target=TARGET)
+        self.plan, self.folder = plan, folder
+        self.reports: list[Report] = []
+        self.state: State | None = None
+        self.stop = False
+        self.taken: dict[str, str] = {}
+
+    def start(self, earlier: Report | None = None) -> None:
+        self.stop = False
+        self.thread = threading.Thread(target=self._coordinate, args=(earlier,))
+        self.thread.start()
+
+    def join(self) -> None:
+        self.thread.join(120)
+        assert not self.thread.is_alive()
+
+    def _coordinate(self, earlier: Report | None) -> None:
+        team = PodTeam(listen(self.pods.port))
+        folder = self.folder / "leader"
+        folder.mkdir(exist_ok=True)
+        leader = Leader(
+            self.plan,
+            RUN,
+            team=team,
+            topology=None,
+            folder=folder,
+            tell=self.reports.append,
+            say=lambda text: None,
+        )
+
+        def disrupted(peer: Peer) -> str | None:
+            return self.taken.get(peer.place.pod)
+
+        self.state = coordinate(
+            leader,
+            retries=self.plan.recipe.launch.retries,
+            gather_timeout_s=60.0,
+            stopped=lambda: self.stop,
+            disrupted=disrupted,
+            earlier=earlier,
+        )
+        if not self.stop:
+            settle(leader)
+        team.close()
+
+    def wait_for(self, true: Callable[[Report], bool]) -> None:
+        for _ in range(2400):
+            if any(true(report) for report in list(self.reports)):
+                return
+            self.thread.join(0.05)
+        raise AssertionError(self.reports[-1:])
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Callable[[Any], Coordinated]]:
+    made: list[Coordinated] = []
+
+    def make(plan: Any) -> Coordinated:
+        made.append(Coordinated(plan, tmp_path / "run"))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.stop = True
+        each.pods.end()
+        each.join()
+
+
+def test_ranks_start_again_in_the_same_pods_and_failures_are_counted(
+    run: Callable[[Any], Coordinated],
+) -> None:
+    job = run(script(FAILS_TWICE, SPEC, retries=3))
+    job.start()
+    job.pods.start_all()
+    assert job.pods.codes() == [0, 0]
+    job.join()
+    assert job.state is State.SUCCEEDED
+    last = job.reports[-1]
+    assert (last.attempt, last.restarts) == (3, 2)
+    assert [sentence.split(":")[0] for sentence in last.history] == ["attempt 1", "attempt 2"]
+    log = job.pods.pods[0].log
+    assert [f"[rank 0] attempt {n}" in log for n in (1, 2, 3)] == [True, True, True]
+
+
+def test_when_the_budget_is_used_up_every_pod_ends_with_the_verdict(
+    run: Callable[[Any], Coordinated],
+) -> None:
+    job = run(script(FAILS_TWICE, SPEC, retries=1))
+    job.start()
+    job.pods.start_all()
+    assert job.pods.codes() == [1, 1]
+    job.join()
+    assert job.state is State.FAILED
+    assert job.reports[-1].restarts == 1
+    assert "ValueError: no" in job.pods.pods[1].last_words["verdict"]["sentence"]
+
+
+def test_a_lost_pod_is_waited_for_and_not_counted_when_the_cluster_took_it(
+    run: Callable[[Any], Coordinated],
+) -> None:
+    once = f"import os\nif os.environ['PARCTL_ATTEMPT'] == '2': raise SystemExit(0)\n{WAITS}"
+    job = run(script(once, SPEC, retries=0))
+    job.start()
+    job.pods.start_all()
+    job.pods.wait_for("waiting", index=1)
+    job.taken[f"{RUN}-1"] = "was evicted"
+    for member in processes_with({"PARCTL_POD": f"{RUN}-1"}):
+        member.signal(signal.SIGKILL)
+    job.wait_for(lambda report: "missing: 1" in (report.reason or "") and report.attempt == 1)
+    job.pods.start(1)
+    assert job.pods.pods[0].wait() == 0 and job.pods.pods[1].wait() == 0
+    job.join()
+    assert job.state is State.SUCCEEDED
+    assert job.reports[-1].restarts == 0
+    assert job.reports[-1].history == (f"attempt 1: not counted, pod {RUN}-1 was evicted",)
+
+
+def test_a_pod_that_is_told_to_end_saves_and_leaves_while_the_other_stays(
+    run: Callable[[Any], Coordinated],
+) -> None:
+    once = f"import os\nif os.environ['PARCTL_ATTEMPT'] == '2': raise SystemExit(0)\n{WAITS}"
+    job = run(script(once, SPEC, retries=0))
+    job.start()
+    job.pods.start_all()
+    for index in (0, 1):
+        job.pods.wait_for("waiting", index=index)
+    job.pods.pods[1].process.send_signal(signal.SIGTERM)
+    assert job.pods.pods[1].wait() == 143
+    job.pods.start(1)
+    assert job.pods.pods[0].wait() == 0 and job.pods.pods[1].wait() == 0
+    job.join()
+    assert job.state is State.SUCCEEDED and job.reports[-1].restarts == 0
+
+
+def test_a_new_coordinator_goes_on_where_the_one_before_it_was(
+    run: Callable[[Any], Coordinated],
+) -> None:
+    once = f"import os\nif os.environ['PARCTL_ATTEMPT'] == '2': raise SystemExit(0)\n{WAITS}"
+    job = run(script(once, SPEC, retries=0))
+    job.start()
+    job.pods.start_all()
+    for index in (0, 1):
+        job.pods.wait_for("waiting", index=index)
+    job.stop = True  # as SIGTERM does
+    job.pods.pods[0].process.poll()
+    _sever(job)
+    job.join()
+    earlier = job.reports[-1]
+    assert earlier.attempt == 1
+    job.start(earlier)
+    assert job.pods.codes() == [0, 0]
+    job.join()
+    assert job.state is State.SUCCEEDED
+    assert job.reports[-1].attempt == 2
+    assert "the coordinator was replaced in attempt 1" in job.reports[-1].history
+
+
+def _sever(job: Coordinated) -> None:
+    """End the attempt under way the way the death of a coordinator does: ranks are told to stop."""
+    for member in processes_with({"PARCTL_RUN_ID": RUN, "RANK": "0"}):
+        member.signal(signal.SIGTERM)
