@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TESTS ?= tests
 
-.PHONY: demo test test-deps cluster-deps cluster cluster-down matrix-runtime ray-cluster matrix-ray check format bench clean
+.PHONY: demo test test-deps cluster-deps cluster cluster-down matrix-runtime matrix-inference ray-cluster matrix-ray check format bench clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "parctl needs Python 3.11 or newer; make PYTHON=python3.12 ...")'
@@ -48,6 +48,11 @@ ray-cluster: $(INSTALLED)
 # Twenty launches in a row, on fragmented nodes and beside another job, and every fault; `make test` runs a part of it.
 matrix-ray: $(INSTALLED)
 	PARCTL_MATRIX=1 $(BIN)/python -m pytest tests/launcher/ray
+
+# Greedy output of every parallel form beside `transformers`; `make test` runs a sample of it.
+matrix-inference: $(INSTALLED)
+	$(BIN)/python -m tests.runtime.inference.matrix
+	$(BIN)/python -m tests.runtime.inference.block_operations
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

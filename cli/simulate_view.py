@@ -60,7 +60,8 @@ def objects_table(rendered: Sequence[Rendered]) -> Any:
             each.backend,
             kinds,
             f"{each.pods:,}" if each.pods else "-",
-            size_text(each.num_bytes),
+            size_text(each.num_bytes)
+            + (f" + {size_text(each.package_bytes)} of packages" if each.package_bytes else ""),
             size_text(each.largest_bytes),
         )
     return table

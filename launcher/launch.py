@@ -50,10 +50,11 @@ def prepared_launch(
         chosen_id = check_run_id(run_id or new_run_id(recipe.name))
         if ahead:
             undone.enter_context(owner.head_start(recipe, chosen_id))
-        elif cluster is None and chosen.backend == "kubernetes":
+        elif cluster is None and chosen.backend != "local":
             raise UsageError(
                 "a dry run contacts nothing, and a plan needs nodes",
-                hint="name the cluster: `--cluster h100:2x8`, a file, or `kubernetes` to ask it",
+                hint="name the cluster: `--cluster h100:2x8`, a file, or "
+                f"`{owner.cluster}` to ask it",
             )
         # not above: the planner imports numpy, and torch can be on its way meanwhile
         from parctl.launcher.calibrations import load_calibration

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from parctl.errors import DoesNotFitError, ParctlError, UsageError
-from parctl.launcher.backend import Manifests
 from parctl.planner.fit import refuse_misfit
 from parctl.planner.goodput import Failures, job_failures
 from parctl.planner.make import make_plan
@@ -24,6 +23,7 @@ from parctl.recipes.parameters import count_parameters
 from parctl.recipes.spec import Recipe
 from parctl.topology.model import Topology
 
+Documents = Sequence[Mapping[str, Any]]
 BACKENDS = ("kubernetes", "ray", "local")
 RUN_ID = "simulated-000000"
 # in place of what a recipe need not name until it is launched
@@ -45,6 +45,7 @@ class Rendered:
     objects: Mapping[str, int]  # kind -> how many
     num_bytes: int  # of all of them, as JSON
     largest_bytes: int
+    package_bytes: int  # of files that are sent beside them, before they are packed
     pods: int  # that the cluster would make of them; 0: it makes none
     asks: tuple[str, ...]  # what a launch would want to know first, in sentences
     refusal: str | None  # why it would not be sent at all
@@ -133,9 +134,10 @@ def render_on(backend: str, plan: Plan, topology: Topology) -> Rendered:
     says so.
     """
     asks, refusal = [], None
-    manifests = None
+    documents: Documents | None = None
+    packages = 0
     try:
-        manifests = _render(backend, plan, topology)
+        documents, packages = _render(backend, plan, topology)
     except ParctlError as error:
         refusal = error.message
         checkpoint = plan.recipe.checkpoint
@@ -143,31 +145,32 @@ def render_on(backend: str, plan: Plan, topology: Topology) -> Rendered:
             shared = replace(checkpoint, dir=SHARED)
             told = replace(plan, recipe=replace(plan.recipe, checkpoint=shared))
             try:
-                manifests = _render(backend, told, topology)
+                documents, packages = _render(backend, told, topology)
             except ParctlError as second:
                 refusal = second.message
             else:
                 asks.append(refusal)
                 refusal = None
-    if manifests is None:
+    if documents is None:
         return Rendered(
             backend=backend,
             objects={},
             num_bytes=0,
             largest_bytes=0,
+            package_bytes=0,
             pods=0,
             asks=(),
             refusal=refusal,
         )
     if backend == "kubernetes" and plan.recipe.launch.image is None:
         asks.append("launch.image is not set: pods need one with Python, torch and parctl")
-    documents = manifests.documents
     sizes = [len(json.dumps(document, separators=(",", ":"))) for document in documents]
     return Rendered(
         backend=backend,
         objects=Counter(str(document.get("kind", "document")) for document in documents),
         num_bytes=sum(sizes),
         largest_bytes=max(sizes, default=0),
+        package_bytes=packages,
         pods=sum(pods_of(document) for document in documents),
         asks=tuple(asks),
         refusal=None,
@@ -214,22 +217,23 @@ def read_failure(text: str, topology: Topology) -> tuple[str, int]:
     )
 
 
-def _render(backend: str, plan: Plan, topology: Topology) -> Manifests:
+def _render(backend: str, plan: Plan, topology: Topology) -> tuple[Documents, int]:
+    """Documents, and the bytes of what is sent beside them."""
     if backend == "kubernetes":
         from parctl.launcher.kubernetes.render import Target, render
 
         target = Target(namespace="default", topology=topology, image=IMAGE)
-        return render(plan, RUN_ID, target)
+        return render(plan, RUN_ID, target).documents, 0
     if backend == "ray":
         from parctl.launcher.ray.manifest import ray_manifest
 
-        documents = tuple(ray_manifest(plan, RUN_ID, storage=None).documents())
-        return Manifests(run_id=RUN_ID, backend="ray", plan=plan, documents=documents)
+        manifest = ray_manifest(plan, RUN_ID, storage=None)
+        files = [content for package in manifest.packages for content in package.files.values()]
+        return tuple(manifest.documents()), sum(map(len, files))
     if backend == "local":
         from parctl.launcher.local_manifest import local_document
 
-        document = local_document(plan, RUN_ID)
-        return Manifests(run_id=RUN_ID, backend="local", plan=plan, documents=(document,))
+        return (local_document(plan, RUN_ID),), 0
     raise AssertionError(backend)
 
 

@@ -63,6 +63,8 @@ def estimate_inference(
         return {"basis": "not predicted: the devices are CPUs"}
     if product is None or not product.bf16_flops or not product.memory_bytes_s:
         return {"basis": "not predicted: the speed of the devices is not known"}
+    if product.key.startswith("mi"):
+        return {"basis": "not predicted: published rates of AMD devices are 2 to 4 times lower"}
     if spec.precision in ("fp32", "fp64"):
         return {"basis": f"not predicted: {spec.precision} was not held against published runs"}
     element = float(ELEMENT[spec.precision])

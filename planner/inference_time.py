@@ -13,8 +13,10 @@ requests always under way, I tokens in and O out, each of the C sequences waits 
 the prompts of the others::
 
     per token   decode(C) + C prefill(I) / O
-    first       prefill(I), and where memory holds only B < C sequences, the queue before it:
-                (C - B) of them leave at the rate of B / (O x per token)
+    busy        C prefill(I) / (O x per token), the share of time that prompts take
+    first       prefill(I) (1 + busy / (2 (1 - busy))), as in a queue with one server; and where
+                memory holds only B < C sequences, the wait for it: (C - B) of them leave at the
+                rate of B / (O x per token)
 
 The five constants are set by hand on a few published runs and judged on all of them
 (`benchmarks/inference_accuracy.py`).
@@ -30,7 +32,7 @@ from parctl.recipes.parameters import count_parameters, is_sparse
 from parctl.recipes.spec import ModelSpec
 from parctl.topology.products import Product
 
-PRODUCTS = 0.50  # share of the peak that products of a long prompt reach
+PRODUCTS = 0.56  # share of the peak that products of a long prompt reach
 ATTENTION = 0.35  # share of the bf16 peak that scores of a long prompt reach
 MEMORY = 0.75  # share of the bandwidth at which weights and blocks stream
 REDUCE_S = 12e-6  # latency of an all-reduce inside a node; between nodes three times that
@@ -94,12 +96,14 @@ def under_load(
     # with several stages, as many parts of the running sequences are on the way at once
     pp = min(setting.degrees.pp, running)
     decode = decode_s(setting, running / pp, prompt + output / 2)
-    busy = sum(_chunks_s(setting, prompt)) / setting.degrees.pp  # of each stage, by one prompt
-    per_token = decode + running * busy / output
+    own = sum(_chunks_s(setting, prompt)) / setting.degrees.pp  # of each stage, by one prompt
+    per_token = decode + running * own / output
     throughput = running / per_token
+    busy = running * own / (output * per_token) if running > 1 else 0.0
+    queue = alone * busy / (2 * (1 - busy))
     waiting = (concurrency - running) * output / throughput
     return Load(
-        first_token_s=alone + decode / 2 + waiting,
+        first_token_s=alone + queue + decode / 2 + waiting,
         per_token_s=per_token,
         tokens_per_s=throughput,
         num_running=running,

@@ -53,8 +53,8 @@ class StageMemory:
     @property
     def total(self) -> int:
         """All terms, but of `working` and `logits` the larger: they are not there together."""
-        terms: int = sum(getattr(self, term) for term in TERMS)
-        return terms - min(self.working, self.logits)
+        state = self.weights + self.gradients + self.optimizer + self.gathered
+        return state + self.activations + max(self.working, self.logits) + self.buffers
 
 
 TERMS = tuple(field.name for field in fields(StageMemory))[4:]
@@ -180,11 +180,11 @@ def held_by_stage(
         """Shard, largest unit, bytes stored and working; found once for stages that are alike."""
         key = (first, last, len(layers)) if plain else (first, last, *layers)
         if key not in equal:
-            per_layer = [of_layer(layer) for layer in layers]
+            per_layer = [of_layer(layer) for layer in (layers[:1] if plain else layers)]
             equal[key] = (
                 shards.stage_shard(model, count, layers, degrees, first=first, last=last),
                 shards.largest_unit(model, count, layers, degrees, first=first, last=last),
-                sum(layer.stored for layer in per_layer),
+                sum(layer.stored for layer in per_layer) * (len(layers) if plain else 1),
                 max(layer.working for layer in per_layer),
             )
         return equal[key]

@@ -42,9 +42,19 @@ REFUSALS: Sequence[tuple[str, str, str]] = (
         "ask whoever runs that webhook, or change what it complains of",
     ),
     (
+        r"ValidatingAdmissionPolicy '([^']+)' with binding '[^']+' denied request: (.+)",
+        "the admission policy {0} refuses the pods: {1}",
+        "ask whoever made that policy, or change what it complains of",
+    ),
+    (
         r'failed calling webhook "([^"]+)": (.+)',
         "the admission webhook {0} does not answer, so no pod can be made: {1}",
         "ask whoever runs that webhook to bring it back",
+    ),
+    (
+        r"must be less than or equal to (cpu|memory) limit of (\S+)",
+        "a LimitRange of the namespace limits {0} to {1}, less than the pods ask for",
+        "stay within it: `launch.kubernetes.cpu`, `launch.kubernetes.memory`",
     ),
     (
         r"(maximum|minimum) (cpu|memory) usage per (\w+) is (\S+?),",

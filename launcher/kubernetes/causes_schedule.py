@@ -97,9 +97,10 @@ def _resources(facts: Facts, pod: Object, message: str) -> tuple[str, str] | Non
     )
 
 
-def _nodes(facts: Facts, pod: Object, message: str) -> tuple[str, str] | None:
-    taint = re.search(r"untolerated taint(?:\(s\))? ?\{([^:}]+): ?([^}]*)\}", message)
-    if "didn't match Pod's node affinity/selector" in message:
+def _nodes(facts: Facts, pod: Object, message: str) -> tuple[str, str | None] | None:
+    """What keeps the pods off nodes that would be large enough."""
+    matching = _matching_nodes(facts, pod)
+    if "node affinity/selector" in message and facts.nodes is not None and not matching:
         selector = pod["spec"].get("nodeSelector") or {}
         if selector:
             labels = ", ".join(f"{key}={value}" for key, value in selector.items())
@@ -111,36 +112,67 @@ def _nodes(facts: Facts, pod: Object, message: str) -> tuple[str, str] | None:
             "the nodes that the plan or `placement` names are not there",
             "plan again for the nodes that are there, or drop `launch.kubernetes.nodes: planned`",
         )
-    if taint:
-        return (
-            f"the nodes have the taint {taint[1]}" + (f"={taint[2]}" if taint[2] else "") + ", "
-            "which the pods do not tolerate",
-            f"`launch.kubernetes.tolerations: [{{key: {taint[1]}}}]`, if the run may go there",
-        )
-    if "were unschedulable" in message:
+    if "were unschedulable" in message and "untolerated taint" not in message:
         return (
             f"the nodes are cordoned: {cordoned(facts)}",
             "`kubectl uncordon NODE` when it may be used again",
+        )
+    if "untolerated taint" in message:
+        taint = _untolerated(pod, matching)
+        name, key = (_taint_text(taint), taint["key"]) if taint else ("of their own", "KEY")
+        return (
+            f"the nodes have the taint {name}, which the pods do not tolerate",
+            f"`launch.kubernetes.tolerations: [{{key: {key}}}]`, if the run may go there",
         )
     if "anti-affinity" in message:
         return (
             "there are fewer free nodes than pods, and each pod needs a node of its own",
             "wait until others have ended, or use fewer nodes",
         )
-    if "not found" in message and "node" in message:
-        return f"no node takes the pods: {message}", None  # type: ignore[return-value]
     return None
+
+
+def _untolerated(pod: Object, nodes: Sequence[Object]) -> Mapping[str, Any] | None:
+    for node in nodes:
+        for taint in node["spec"].get("taints") or ():
+            if not _tolerates(pod, taint):
+                found: Mapping[str, Any] = taint
+                return found
+    return None
+
+
+def _taint_text(taint: Mapping[str, Any]) -> str:
+    value = taint.get("value")
+    return f"{taint['key']}={value}" if value else str(taint["key"])
+
+
+def _matching_nodes(facts: Facts, pod: Object) -> list[Object]:
+    """Nodes that have the labels which the pod selects."""
+    wanted = (pod["spec"].get("nodeSelector") or {}).items()
+    required = ((pod["spec"].get("affinity") or {}).get("nodeAffinity") or {}).get(
+        "requiredDuringSchedulingIgnoredDuringExecution", {}
+    ).get("nodeSelectorTerms") or ()
+    return [
+        node
+        for node in facts.nodes or ()
+        if wanted <= (node["metadata"].get("labels") or {}).items()
+        and all(_meets(node, each) for term in required for each in term["matchExpressions"])
+    ]
+
+
+def _meets(node: Object, expression: Mapping[str, Any]) -> bool:
+    value = (node["metadata"].get("labels") or {}).get(expression["key"])
+    listed = value in (expression.get("values") or ())
+    return listed if expression["operator"] == "In" else not listed
 
 
 def _allowed_nodes(facts: Facts, pod: Object) -> list[Object]:
     """Nodes that the pod's labels and tolerations let it go to."""
     return [
         node
-        for node in facts.nodes or ()
+        for node in _matching_nodes(facts, pod)
         if not node["spec"].get("unschedulable")
         and all(_tolerates(pod, taint) for taint in node["spec"].get("taints") or ())
-        and (pod["spec"].get("nodeSelector") or {}).items()
-        <= (node["metadata"].get("labels") or {}).items()
     ]
 
 

@@ -70,6 +70,9 @@ class Client:
         self._connection: http.client.HTTPConnection | None = None
         self._answered = False
 
+    def __del__(self) -> None:
+        self.close()
+
     # objects
 
     def get(self, api: str, kind: str, name: str, *, namespace: str | None = None) -> Object | None:

@@ -16,11 +16,11 @@ One line of JSON each. Imports the standard library and parctl's own modules, no
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 from parctl.launcher.children import Children, Exit
@@ -33,6 +33,7 @@ from parctl.launcher.processes import (
     set_name,
 )
 from parctl.launcher.ranks import CommandStarter, ForkStarter, RankStart, Starter
+from parctl.launcher.ray.port import hold_port
 from parctl.launcher.ray.tail import Tail
 from parctl.launcher.run_directory import RunDirectory, write_whole
 from parctl.launcher.verdict import RankEnd, classify, is_failure
@@ -63,7 +64,7 @@ class NodeProcess:
         self._leave = False
         self._server: Starter | None = None  # that starts the ranks of the job
         self._starter: Starter | None = None  # that starts those of this attempt
-        self._store: socket.socket | None = None
+        self._store: socket | None = None
         self._metrics = Tail(self._run.metrics, from_end=True)
         if self._settings["start"] == "fork":
             self._server = self._new_starter()  # torch is on its way while others are placed
@@ -146,16 +147,12 @@ class NodeProcess:
     def _bind(self, address: str) -> None:
         """Take a port for the attempt's store and keep it, never listening: nobody else gets it."""
         self._unbind()
-        store = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
-        store.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            store.bind((address, 0))
+            self._store = hold_port(address)
         except OSError as error:
-            store.close()
             self._tell(complaint=f"no port at {address}: {error.strerror}")
             return
-        self._store = store
-        self._tell(port=store.getsockname()[1])
+        self._tell(port=self._store.getsockname()[1])
 
     def _unbind(self) -> None:
         if self._store is not None:

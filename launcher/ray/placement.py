@@ -7,7 +7,7 @@ free, the job is laid out anew on those, by the same pure function that made the
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,15 +16,16 @@ from parctl.launcher.ray.cluster import NodeState, count_waiting, read_holders, 
 from parctl.launcher.ray.environment import ranks_by_node
 from parctl.launcher.ray.fewer import plan_for_fewer
 from parctl.launcher.ray.inside import with_insides
+from parctl.launcher.ray.open_group import NODE_LABEL, OpenGroup
 from parctl.launcher.ray.reasons import Reason, why_not_now
 from parctl.launcher.ray.team import Member, Team
 from parctl.planner.plan import Plan
 from parctl.planner.request import request_of
+from parctl.topology.model import Topology
 from parctl.topology.placement.late_binding import rebind
 from parctl.topology.sources.ray import read_cluster
 from parctl.topology.sources.ray_dashboard import Dashboard
 
-NODE_LABEL = "ray.io/node-id"
 GROUP_S = 10.0  # Ray answers in milliseconds when what it has is enough
 AGENT_S = 120.0  # a node unpacks what it was sent, and starts a worker
 MEND_S = 60.0  # the same, where all of it is there
@@ -56,6 +57,7 @@ class Placer:
         self._plan, self._settings, self._dashboard = plan, settings, dashboard
         self._waits, self._stopped = waits, stopped
         self._avoided: set[str] = set()
+        self._open = OpenGroup(settings["run_id"])
 
     def avoid(self, nodes: Iterable[str]) -> None:
         """Take these nodes no more."""
@@ -67,6 +69,12 @@ class Placer:
         Both times are monotonic. From `fewer_from` on a smaller job on fewer nodes will do. Raises
         CannotPlaceError at the `deadline`, ParctlError when nodes lack what the run needs.
         """
+        try:
+            return self._place(deadline, fewer_from)
+        finally:
+            self._open.withdraw()
+
+    def _place(self, deadline: float, fewer_from: float | None) -> Placed | None:
         while not self._stopped():
             nodes = read_nodes(self._dashboard)
             fewer = fewer_from is not None and time.monotonic() >= fewer_from
@@ -75,6 +83,8 @@ class Placer:
                 placed = self._take(*found, nodes)
                 if placed is not None:
                     return placed
+            elif given := self._open.given(nodes):
+                return self._on_new_nodes(*given)
             reason = why_not_now(
                 self._plan.layout,
                 lambda count: need_of(count, self._kind),
@@ -85,6 +95,9 @@ class Placer:
             if time.monotonic() >= deadline:
                 raise CannotPlaceError(reason.sentence, hint=reason.fix)
             self._waits(reason)
+            needs = self._needs(self._plan)
+            if not all(n in nodes and nodes[n].could_hold(need) for n, need in needs.items()):
+                self._open.ask(list(needs.values()), without=self._barred(nodes))
             time.sleep(RETRY_S)
         return None
 
@@ -97,7 +110,7 @@ class Placer:
         if not all(member.node_id in alive for member in lost):
             return False
         order = list(placed.team.members)
-        slots = ranks_by_node(placed.plan.layout)
+        needs = self._needs(placed.plan)
         try:
             for member in lost:
                 ray.kill(member.actor)  # one whose node process alone has ended
@@ -105,7 +118,7 @@ class Placer:
                     placed.group,
                     order.index(member.node),
                     member.node,
-                    need_of(len(slots[member.node]), self._kind),
+                    needs[member.node],
                 )
                 (again,) = self._described([actor], timeout_s=MEND_S)
                 if again.gpus != member.gpus:
@@ -159,11 +172,19 @@ class Placer:
 
     def _is_free(self, plan: Plan, nodes: Mapping[str, NodeState]) -> bool:
         return all(
-            name in nodes
-            and name not in self._avoided
-            and nodes[name].holds(need_of(len(slots), self._kind))
-            for name, slots in ranks_by_node(plan.layout).items()
+            name in nodes and name not in self._avoided and nodes[name].holds(need)
+            for name, need in self._needs(plan).items()
         )
+
+    def _needs(self, plan: Plan) -> dict[str, dict[str, float]]:
+        """What the bundle of every node takes, in the order of node ranks."""
+        slots = ranks_by_node(plan.layout)
+        return {name: need_of(len(of_node), self._kind) for name, of_node in slots.items()}
+
+    def _barred(self, nodes: Mapping[str, NodeState]) -> list[str]:
+        """Ids of nodes that are there and must not, or cannot, be a part of the job."""
+        named = {*request_of(self._plan).exclude, *self._avoided}
+        return [n.node_id for n in nodes.values() if n.name in named or not self._is_whole(n)]
 
     def _is_whole(self, node: NodeState) -> bool:
         """Whether every device of a node is free: which ones are, Ray tells too late."""
@@ -178,13 +199,12 @@ class Placer:
         """Make the placement group and its agents; None: somebody else was faster."""
         import ray
 
-        slots = ranks_by_node(plan.layout)
-        needs = {name: need_of(len(of_node), self._kind) for name, of_node in slots.items()}
+        needs = self._needs(plan)
         group = ray.util.placement_group(
             list(needs.values()),
             strategy="PACK",
             name=f"parctl-{self._settings['run_id']}",
-            bundle_label_selector=[{NODE_LABEL: nodes[name].node_id} for name in slots],
+            bundle_label_selector=[{NODE_LABEL: nodes[name].node_id} for name in needs],
         )
         if not group.wait(GROUP_S):
             ray.util.remove_placement_group(group)
@@ -205,6 +225,35 @@ class Placer:
             ray.util.remove_placement_group(group)
             raise
         return Placed(group=group, team=Team(members), plan=plan, changes=(*changes, *more))
+
+    def _on_new_nodes(self, group: Any, names: list[str]) -> Placed:
+        """Start agents on nodes that nobody planned for, look inside, and lay the job out there."""
+        import ray
+
+        needs = self._needs(self._plan).values()
+        try:
+            members = self._described(
+                [
+                    self._start_agent(group, index, name, need)
+                    for index, (name, need) in enumerate(zip(names, needs, strict=True))
+                ],
+                timeout_s=AGENT_S,
+            )
+            real = self._looked_into(members)
+            there = {
+                member.node: _numbers(member.gpus) if self._kind == "gpu" else None
+                for member in members
+            }
+            binding = rebind(request_of(self._plan), self._plan.layout, there, real)
+        except BaseException:
+            ray.util.remove_placement_group(group)
+            raise
+        return Placed(
+            group=group,
+            team=Team(members),
+            plan=replace(self._plan, layout=binding.layout),
+            changes=binding.difference.sentences,
+        )
 
     def _start_agent(self, group: Any, index: int, name: str, need: Mapping[str, float]) -> Any:
         import ray
@@ -264,16 +313,22 @@ class Placer:
         if self._kind != "gpu":
             return plan, ()
         given = {member.node: member.gpus for member in members}
-        told = read_cluster(self._dashboard.address)
-        real = with_insides(told, {member.node: member.inside for member in members})
+        real = self._looked_into(members)
         as_planned = all(slot.gpu in given[slot.node] for slot in plan.layout.slots)
-        if as_planned and [n.hardware for n in real.nodes] == [n.hardware for n in told.nodes]:
-            return plan, ()
-        there = {
-            node: [gpu for gpu in gpus if isinstance(gpu, int)] for node, gpus in given.items()
-        }
+        if as_planned and not any(node.sources.get("hardware") for node in real.nodes):
+            return plan, ()  # Ray told all that there is to know
+        there = {node: _numbers(gpus) for node, gpus in given.items()}
         binding = rebind(request_of(plan), plan.layout, there, real)
         return replace(plan, layout=binding.layout), binding.difference.sentences
+
+    def _looked_into(self, members: list[Member]) -> Topology:
+        """The cluster, with what the agents found on their nodes."""
+        told = read_cluster(self._dashboard.address)
+        return with_insides(told, {member.node: member.inside for member in members})
+
+
+def _numbers(gpus: Sequence[int | str]) -> list[int]:
+    return [gpu for gpu in gpus if isinstance(gpu, int)]
 
 
 def need_of(num_ranks: int, kind: str | None) -> dict[str, float]:

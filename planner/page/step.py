@@ -10,7 +10,7 @@ from parctl.planner.chart.text import heading, summary
 from parctl.planner.page.parts import bar, legend, paragraph, section, table
 from parctl.planner.plan import Plan
 from parctl.planner.time.calibration import Calibration
-from parctl.planner.time.planned import stage_times
+from parctl.planner.time.planned import action_times
 from parctl.topology.model import Topology
 
 MOST_RANKS = 32  # of a pipeline that is drawn
@@ -87,8 +87,7 @@ def schedule_section(plan: Plan, topology: Topology, calibration: Calibration | 
         )
     parts = plan.time.get("step_parts_s")
     if parts is not None:
-        stages, exchange = stage_times(plan, topology, calibration)
-        chart = with_seconds(chart, lambda action: stages[action.stage].of(action), exchange)
+        chart = with_seconds(chart, *action_times(plan, topology, calibration))
         share = parts["bubble"] / plan.time["step_time_s"]
         notes.append(f"With all micro-batches, waiting is {share:.1%} of the step.")
     return section(

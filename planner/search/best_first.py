@@ -25,7 +25,7 @@ from parctl.planner.search.space import Flow, Shape, Split, Unit, choice
 from parctl.recipes.spec import Recompute
 
 PLAIN, ALONE = Flow("none", "1f1b", 1), Split(1, 1, 0)
-PATIENCE = 300  # branches opened to find a form's own best, and to go on towards less memory
+PATIENCE = 200  # branches opened to find a form's own best, and to go on towards less memory
 FRONT = 1.25  # of the fastest: how slow the list of time against memory goes at most
 
 
@@ -122,8 +122,9 @@ class Search:
                 self._open_shape(form, bound, shape, stronger, room)
             case (Shape() as shape, Flow() as flow):
                 self._open_flow(form, bound, shape, flow, room)
-            case (Choice() as chosen, recipe, memory):
+            case (Choice() as chosen, sync, memory):
                 if room is None or memory.worst.total < room:
+                    recipe = with_sync(chosen.put_into(costs.space.recipe), sync)
                     time = costs.time(chosen, recipe)
                     done = Candidate(choice=chosen, recipe=recipe, time=time, memory=memory)
                     self._push(_axes_of(chosen), max(bound, done.ranked_seconds), done)
@@ -177,9 +178,9 @@ class Search:
             if split.zero_stage == 2 and sync == "last":
                 continue  # this is ZeRO-1
             chosen = choice(shape, flow, split)
-            recipe = with_sync(chosen.put_into(costs.space.recipe), sync)
-            ranked = max(bound, costs.least_seconds(chosen, recipe) * chosen.handicap)
-            self._push(_axes_of(chosen), ranked, (chosen, recipe, memory))
+            seconds = costs.least_seconds(shape, flow, split, sync)
+            ranked = max(bound, seconds * chosen.handicap)
+            self._push(_axes_of(chosen), ranked, (chosen, sync, memory))
 
     def _form_results(self) -> tuple[FormResult, ...]:
         found = [

@@ -13,7 +13,7 @@ branch really takes, so a branch whose bound is beyond what was found can be lef
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import log2
-from typing import Literal
+from typing import Any, Literal
 
 from parctl.planner.devices import Devices
 from parctl.planner.memory import Held, Memory, Sharing, held_by_stage, memory_of
@@ -59,6 +59,15 @@ class Costs:
     @cached_property
     def _times(self) -> dict[tuple[Unit, Recompute], tuple[StageTime, StageTime, StageTime]]:
         return {}
+
+    @cached_property
+    def _template(self) -> list[Any]:
+        """The flow that was priced last, and its job without shards."""
+        return []
+
+    @property
+    def _reshards(self) -> bool:
+        return self.space.recipe.parallelism.reshard != "never"
 
     @cached_property
     def _count(self) -> ModelCount:
@@ -109,9 +118,18 @@ class Costs:
         count = round(self._batches(shape.unit) / shape.data)
         return least_duration(flow.schedule, count, totals, stages, 0.0) * self._jitter(shape)
 
-    def least_seconds(self, chosen: Choice, recipe: Recipe) -> float:
-        """`recipe` has the choice in it, and `grad_sync` settled."""
-        job = self._job_of(recipe, chosen)
+    def least_seconds(self, shape: Shape, flow: Flow, split: Split, sync: Sync) -> float:
+        """Of a choice; `sync`: when gradients are exchanged."""
+        if self._template[:1] != [(shape, flow)]:
+            alone = choice(shape, flow, Split(shape.data, 1, 0))
+            self._template[:] = [(shape, flow), self._job(alone)]
+        job = replace(
+            self._template[1],
+            degrees=choice(shape, flow, split).degrees,
+            zero_stage=split.zero_stage,
+            gathers_each=split.zero_stage == 3 and self._reshards,
+            scatters_each=sync == "each",
+        )
         return step_time(job, self.constants, wait=least_waiting, count=self._count).total
 
     def time(self, chosen: Choice, recipe: Recipe) -> StepTime:

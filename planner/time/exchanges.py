@@ -90,13 +90,14 @@ def gathered(
     )
 
 
-def data_tail(job: Job, constants: Constants, count: ModelCount, compute: float) -> float:
+def data_tail(job: Job, constants: Constants, held: tuple[float, float], compute: float) -> float:
     """Exposed exchange of gradients and weights that layers do not wait for one by one.
 
     Gradients go while the last micro-batch's backward pass makes them, weights come while the next
-    step's first forward pass needs them; both passes together take `compute` seconds.
+    step's first forward pass needs them; both passes together take `compute` seconds. `held`: as
+    `heaviest` says.
     """
-    dense, own = heaviest(job, count)
+    dense, own = held
     whole, apart = _data_group(job, constants), _expert_data_group(job, constants)
     replicas = _replicas(job, constants)
 
@@ -125,9 +126,9 @@ def boundary(job: Job, constants: Constants) -> float:
     return links.send(num_bytes)
 
 
-def optimizer(job: Job, constants: Constants, count: ModelCount) -> float:
+def optimizer(job: Job, constants: Constants, held: tuple[float, float]) -> float:
     """Seconds to update what a rank keeps moments of: reads and writes, at memory's rate."""
-    dense, own = heaviest(job, count)
+    dense, own = held
     degrees = job.degrees
     ranks = degrees.fsdp * degrees.cp if job.zero_stage else 1
     expert_ranks = max(1, ranks // degrees.ep) if job.zero_stage else 1

@@ -4,12 +4,13 @@ A plan holds the sums only. Whoever shows or measures more (a chart of the sched
 times, the shapes of the products) describes the job anew, from the plan and its cluster.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from parctl.planner.degrees import Degrees
 from parctl.planner.devices import narrowed, survey
 from parctl.planner.plan import Plan
+from parctl.planner.schedules import Action
 from parctl.planner.time.calibration import Calibration
 from parctl.planner.time.constants import FITTED
 from parctl.planner.time.estimate import fabric_of, slowest
@@ -47,10 +48,10 @@ def planned_job(plan: Plan, topology: Topology) -> Job:
     return job
 
 
-def stage_times(
+def action_times(
     plan: Plan, topology: Topology, calibration: Calibration | None = None
-) -> tuple[Sequence[StageTime], float]:
-    """Seconds of one micro-batch in every (virtual) stage, and of the way between two ranks.
+) -> tuple[Callable[[Action], float], float]:
+    """Seconds of every action of the schedule, and of the way between two pipeline ranks.
 
     Of a plan whose step time is predicted, and as it was predicted.
     """
@@ -66,4 +67,17 @@ def stage_times(
         return 0.0
 
     step_time(job, constants, wait=look)
-    return seen[0]
+    stages, exchange = seen[0]
+
+    def seconds(action: Action) -> float:
+        stage = stages[action.stage]
+        match action.kind:
+            case "F":
+                return stage.forward
+            case "I":
+                return stage.inputs
+            case "W":
+                return stage.weights
+        return stage.inputs + stage.weights
+
+    return seconds, exchange

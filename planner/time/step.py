@@ -5,10 +5,10 @@ step = micro-batches x what the slowest pipeline rank takes for one, with its ex
        longer by a small share per doubling of the nodes
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import log2
+from operator import add
 
 from parctl.planner.time import exchanges
 from parctl.planner.time.compute import head, layer
@@ -52,8 +52,7 @@ class LayerTime:
         return self.stage.total
 
 
-_Kind = tuple[bool, int | None] | None  # has experts, attention window; None: the head
-HEAD = None
+_Kind = tuple[bool, int | None]  # has experts, attention window
 Waiting = Callable[[Job, Sequence[StageTime], float], float]
 
 
@@ -70,28 +69,24 @@ def step_time(
     forms (`parctl.planner.time.pipeline`) are cheaper. `count`: of the model, where it is known.
     """
     count = count or count_parameters(job.model)
-    stages = [_kinds(job, layers) for layers in job.stages]
-    stages[-1][HEAD] = 1 + job.model.num_mtp_layers
-    if job.model.num_mtp_layers:  # each a layer and the head once more (2412.19437)
-        stages[-1] += {_kind(job, job.model.num_layers - 1): job.model.num_mtp_layers}
-    times: dict[_Kind, LayerTime] = {HEAD: head_time(job, constants)}
-    plain = job.model.moe is None and len(job.windows) == 1
-    for index, layer_count in enumerate(count.layers[:1] if plain else count.layers):
-        if (kind := _kind(job, index)) not in times:
-            times[kind] = layer_time(job, constants, index, layer_count)
-    ranks: list[Counter[_Kind]] = [Counter() for _ in range(job.degrees.pp)]
-    for rank, kinds in zip(ranks_of(job), stages, strict=True):
-        ranks[rank] += kinds
-    own = max(ranks, key=lambda kinds: sum(n * times[kind].total for kind, n in kinds.items()))
-    passes = [_together(times, kinds) for kinds in stages]
+    kinds = _kinds(job)
+    times = [layer_time(job, constants, index, count.layers[index]) for index in kinds.values()]
+    times.append(head_time(job, constants))
+    mixes = _mixes(job, kinds)
+    ranks = [(0,) * len(times)] * job.degrees.pp
+    for rank, mix in zip(ranks_of(job), mixes, strict=True):
+        ranks[rank] = tuple(map(add, ranks[rank], mix))
+    own = max(set(ranks), key=lambda mix: _sum(times, mix, "total"))
+    passes = {mix: _together(times, mix) for mix in set(mixes)}
     m = job.num_micro_batches
     parts = {
-        name: m * sum(n * float(getattr(times[kind], name)) for kind, n in own.items())
+        name: m * _sum(times, own, name)
         for name in ("compute", "tensor", "context", "experts", "data")
     }
-    parts["data"] += exchanges.data_tail(job, constants, count, parts["compute"] / m)
-    parts["bubble"] = wait(job, passes, exchanges.boundary(job, constants))
-    parts["optimizer"] = exchanges.optimizer(job, constants, count)
+    held = exchanges.heaviest(job, count)
+    parts["data"] += exchanges.data_tail(job, constants, held, parts["compute"] / m)
+    parts["bubble"] = wait(job, [passes[mix] for mix in mixes], exchanges.boundary(job, constants))
+    parts["optimizer"] = exchanges.optimizer(job, constants, held)
     doublings = log2(max(1.0, job.fabric.num_devices / 8))
     stragglers = sum(parts.values()) * constants.jitter * doublings
     return StepTime(**parts, stragglers=stragglers)
@@ -140,15 +135,40 @@ def _kind(job: Job, index: int) -> _Kind:
     return is_sparse(job.model, index), job.windows[index % len(job.windows)]
 
 
-def _kinds(job: Job, layers: Sequence[int]) -> Counter[_Kind]:
+def _kinds(job: Job) -> dict[_Kind, int]:
+    """The first layer of every kind, in the order of the model."""
     if job.model.moe is None and len(job.windows) == 1:
-        return Counter({_kind(job, 0): len(layers)})
-    return Counter(_kind(job, index) for index in layers)
+        return {_kind(job, 0): 0}
+    found: dict[_Kind, int] = {}
+    for index in range(job.model.num_layers):
+        found.setdefault(_kind(job, index), index)
+    return found
 
 
-def _together(times: Mapping[_Kind, LayerTime], kinds: Counter[_Kind]) -> StageTime:
-    return StageTime(
-        forward=sum(n * times[kind].stage.forward for kind, n in kinds.items()),
-        inputs=sum(n * times[kind].stage.inputs for kind, n in kinds.items()),
-        weights=sum(n * times[kind].stage.weights for kind, n in kinds.items()),
-    )
+def _mixes(job: Job, kinds: Mapping[_Kind, int]) -> list[tuple[int, ...]]:
+    """Of every stage, how many layers of each kind it has, and how many heads."""
+    if len(kinds) == 1:
+        mixes = [[len(layers), 0] for layers in job.stages]
+    else:
+        places = {kind: place for place, kind in enumerate(kinds)}
+        mixes = [[0] * (len(kinds) + 1) for _ in job.stages]
+        for mix, layers in zip(mixes, job.stages, strict=True):
+            for index in layers:
+                mix[places[_kind(job, index)]] += 1
+    mixes[-1][-1] = 1
+    if extra := job.model.num_mtp_layers:  # each a layer and the head once more (2412.19437)
+        last = list(kinds).index(_kind(job, job.model.num_layers - 1))
+        mixes[-1][last] += extra
+        mixes[-1][-1] += extra
+    return [tuple(mix) for mix in mixes]
+
+
+def _sum(times: Sequence[LayerTime], mix: Sequence[int], name: str) -> float:
+    return sum(n * float(getattr(time, name)) for n, time in zip(mix, times, strict=True))
+
+
+def _together(times: Sequence[LayerTime], mix: Sequence[int]) -> StageTime:
+    total = StageTime(forward=0.0, inputs=0.0, weights=0.0)
+    for number, time in zip(mix, times, strict=True):
+        total += time.stage.times(number)
+    return total

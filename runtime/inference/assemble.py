@@ -21,6 +21,8 @@ from parctl.runtime.inference.stage import build_stage
 from parctl.runtime.inference.weights import draw, load_checkpoint, load_huggingface
 from parctl.runtime.parallel.mesh import RankMesh
 
+CPU = torch.device("cpu")
+
 
 def assemble(
     model: ModelSpec,
@@ -29,6 +31,7 @@ def assemble(
     *,
     source: Path | int,
     dtype: torch.dtype,
+    device: torch.device = CPU,
     mesh: RankMesh | None = None,
     parallelism: ParallelismSpec | None = None,
     stages: Sequence[Sequence[int]] | None = None,
@@ -36,10 +39,10 @@ def assemble(
     """Build this rank's engine. All ranks of a mesh call it at the same time.
 
     `source` is a Hugging Face folder, one checkpoint of our own (`.../step-00000100`), or the seed
-    of random weights. Without a mesh the rank is alone, on the CPU. `stages` are the layers of
-    every pipeline stage, one per rank along pp (`plan.stages`).
+    of random weights. Without a mesh the rank is alone, on `device`; with one on the mesh's.
+    `stages` are the layers of every pipeline stage, one per rank along pp (`plan.stages`).
     """
-    place = Place(device=torch.device("cpu")) if mesh is None else find_place(mesh)
+    place = Place(device=device) if mesh is None else find_place(mesh)
     layers = range(model.num_layers) if stages is None else stages[place.stage]
     assert stages is None or len(stages) == place.num_stages, "a rank has one stage"
     stage = build_stage(model, parallelism, config, place, mesh, layers, dtype)

@@ -23,6 +23,7 @@ from parctl.runtime.inference.request import Emitted, Request, Sampled, Sampler
 from parctl.runtime.inference.runner import Runner
 from parctl.runtime.inference.scheduler import Scheduler
 from parctl.runtime.inference.stage import Stage
+from parctl.runtime.model.linear import local
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,7 @@ class EngineStats:
     num_blocks: int
     free_blocks: int
     block_bytes: int  # of one block on this rank, all its layers
+    token_bytes: int  # of one token's keys and values, on all cp ranks together
     held_tokens: int  # whose keys and values are in blocks that sequences hold, shared ones once
     held_slots: int  # room for tokens in these blocks
     prompt_tokens: int
@@ -100,6 +102,11 @@ class Engine:
     @property
     def is_leader(self) -> bool:
         return self._place.is_leader
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the parameters on this rank."""
+        return sum(local(one).nbytes for one in self._stage.model.parameters())
 
     def add(self, request: Request) -> None:
         """Queue a request, on the leader. Raises UsageError for one that cannot be served."""
@@ -171,6 +178,7 @@ class Engine:
     def stats(self) -> EngineStats:
         scheduler, blocks = self._scheduler, self._scheduler.blocks
         counts = scheduler.counts
+        block_bytes = self._stage.cache.num_bytes // (self._config.num_blocks + 1)
         filled: dict[int, int] = {}
         for sequence in scheduler.running:
             for index, block in enumerate(sequence.table.blocks):
@@ -183,7 +191,8 @@ class Engine:
             waiting=scheduler.num_waiting,
             num_blocks=blocks.num_blocks,
             free_blocks=blocks.num_free,
-            block_bytes=self._stage.cache.num_bytes // (self._config.num_blocks + 1),
+            block_bytes=block_bytes,
+            token_bytes=block_bytes // self._config.block_size,
             held_tokens=sum(filled.values()),
             held_slots=len(filled) * blocks.block_size,
             prompt_tokens=counts.prompt_tokens,

@@ -5,7 +5,8 @@
     while it serves:  hear the front -> one step of the engine -> tell the front
 
 Without work a step is only a sign of life, once a second: so collectives do not time out, and a
-rank that died meanwhile is noticed.
+rank that died meanwhile is noticed. Where replicas step together it comes more often, because the
+first step of a request waits for that of the others.
 """
 
 import time
@@ -15,36 +16,40 @@ from typing import Any
 
 from parctl.errors import UsageError
 from parctl.runtime.inference.engine import Engine
+from parctl.runtime.serving.leaders import Leaders
 from parctl.runtime.serving.link import Link
 from parctl.runtime.serving.wire import request_from
 
 HEARTBEAT_S = 1.0
+TOGETHER_S = 0.02
 STATS_S = 1.0
-STOP_POLL_S = 0.1  # how often an idle leader looks whether it is to stop
+STOP_POLL_S = 0.02  # how often an idle leader looks whether it is to stop, or to step
 
 
-def lead(engine: Engine, link: Link, *, stop: Callable[[], bool]) -> None:
+def lead(engine: Engine, link: Link, leaders: Leaders, *, stop: Callable[[], bool]) -> None:
     """Serve until the front closes the link in order. FrontLostError: it went without a word."""
-    asked = False
+    asked = closing = False
+    beat_s = TOGETHER_S if leaders.together else HEARTBEAT_S
     next_stats, next_beat = 0.0, 0.0
-    while True:
-        busy = engine.unfinished() > 0
-        for kind, content in link.receive(0.0 if busy else STOP_POLL_S):
-            if kind == "close":
-                engine.close()
-                link.close()
-                return
+    while leaders.together or not closing:
+        busy = engine.unfinished() > 0 or closing
+        for kind, content in () if closing else link.receive(0.0 if busy else STOP_POLL_S):
+            closing = closing or kind == "close"
             hear(engine, link, kind, content)
         if stop() and not asked:
             asked = True
             link.say("drain", {})
         now = time.monotonic()
-        if engine.unfinished() > 0 or now >= next_beat:
+        if engine.unfinished() > 0 or closing or now >= next_beat:
             link.tokens(engine.step())
-            next_beat = now + HEARTBEAT_S
-        if now >= next_stats:
+            next_beat = now + beat_s
+            if leaders.together and leaders.all_through(closing):
+                break
+        if now >= next_stats and not closing:
             link.say("stats", asdict(engine.stats()))
             next_stats = now + STATS_S
+    engine.close()
+    link.close()
 
 
 def hear(engine: Engine, link: Link, kind: str, content: Any) -> None:

@@ -64,6 +64,8 @@ def test_what_a_recipe_leaves_open_is_asked_and_supplied() -> None:
     assert each.refusal is None and each.pods == 4
     assert any("checkpoint.dir is not set" in sentence for sentence in each.asks)
     assert any("launch.image is not set" in sentence for sentence in each.asks)
+    ray = rendered("llama-70b: TP8+SP+FSDP", "h100:4x8", "ray")
+    assert ray.refusal is None and ray.package_bytes > 100_000  # parctl itself is sent along
     told = rendered(
         "llama-70b: TP8+SP+FSDP",
         "h100:4x8",

@@ -108,6 +108,14 @@ MODELS["switch"] = replace(
 TOKENS = [[1, 7, 42, 255, 0, 3, 3, 99], [5, 6, 7, 8, 9, 10, 11, 12]]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def transformers_once() -> None:
+    """Import here what every fork would import anew; it starts no threads."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    assert AutoConfig and AutoModelForCausalLM and AutoModelForSeq2SeqLM and AutoTokenizer
+
+
 def trained(text: Path, run_dir: Path, model: ModelSpec, axes: Mapping[str, int] = {}) -> Path:
     """Train two steps, so that biases and norms are not what they began as."""
     train = {"steps": 2, "precision": "fp32"}

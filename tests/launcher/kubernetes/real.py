@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from tests.cluster.api import Object
@@ -25,6 +25,7 @@ from parctl.launcher.backend import Diagnosis, RunStatus, State
 from parctl.launcher.kubernetes.backend import KubernetesBackend
 from parctl.launcher.launch import prepared_launch
 
+Answer = TypeVar("Answer")
 MOUNT = "/mnt/shared"
 PROBE = f"""
 import os, signal, sys, time
@@ -62,10 +63,13 @@ class Here:
             "PARCTL_BACKEND": "kubernetes",
         }
 
-    @property
-    def backend(self) -> KubernetesBackend:
-        """A new one each time: every command of a user is a new process."""
-        return KubernetesBackend()
+    def ask(self, question: Callable[[KubernetesBackend], Answer]) -> Answer:
+        """Ask a new back end each time: every command of a user is a new process."""
+        backend = KubernetesBackend()
+        try:
+            return question(backend)
+        finally:
+            backend.client.close()
 
     def recipe(self, command: list[str], parallelism: str = "DP4", **launch: Any) -> Path:
         """Write the recipe of a script; `kubernetes` among the settings is merged into its own."""
@@ -98,7 +102,12 @@ class Here:
             force=False,
             ahead=True,
         ) as prepared:
-            prepared.backend.submit(prepared.manifests)
+            backend = prepared.backend
+            assert isinstance(backend, KubernetesBackend)
+            try:
+                backend.submit(prepared.manifests)
+            finally:
+                backend.client.close()
         return run_id
 
     def parctl(self, *words: str, timeout_s: float = 240) -> "subprocess.CompletedProcess[str]":
@@ -113,10 +122,10 @@ class Here:
     # ----------------------------------------------------------------- looking
 
     def status(self, run_id: str = "probe-1") -> RunStatus:
-        return self.backend.status(run_id)
+        return self.ask(lambda backend: backend.status(run_id))
 
     def why(self, run_id: str = "probe-1") -> Diagnosis:
-        return self.backend.why(run_id)
+        return self.ask(lambda backend: backend.why(run_id))
 
     def until(
         self,
@@ -152,8 +161,11 @@ class Here:
         return self.cluster.kubectl(*words, "-o", "name").split()
 
     def log(self, rank: int | None = None, run_id: str = "probe-1") -> list[str]:
-        lines = self.backend.logs(run_id, rank=rank, since=None, tail=None, follow=False)
-        return [line.text for line in lines]
+        def read(backend: KubernetesBackend) -> list[str]:
+            lines = backend.logs(run_id, rank=rank, since=None, tail=None, follow=False)
+            return [line.text for line in lines]
+
+        return self.ask(read)
 
     def diagnosis_until(
         self, words: str, run_id: str = "probe-1", *, seconds: float = 60

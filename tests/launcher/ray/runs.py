@@ -20,8 +20,8 @@ SMALL_NODES = "placement.exclude=[node-0,node-1,node-2,node-3]"
 WAIT_S = 150.0  # on a machine that others use too
 
 
-def launch(source: str, *overrides: str, run_id: str) -> Plan:
-    """Launch as the command line does; returns the plan."""
+def launch(source: str, *overrides: str, run_id: str, planned_for: str | None = None) -> Plan:
+    """Launch as the command line does; returns the plan. `planned_for`: another cluster."""
     with prepared_launch(
         source,
         overrides=list(overrides),
@@ -30,6 +30,7 @@ def launch(source: str, *overrides: str, run_id: str) -> Plan:
         run_id=run_id,
         force=False,
         ahead=True,
+        cluster=planned_for,
     ) as prepared:
         prepared.backend.submit(prepared.manifests)
         return prepared.manifests.plan
@@ -126,6 +127,16 @@ def agents(backend: RayBackend, run_id: str) -> dict[int, str]:
         for row in rows
         if row["placement_group_id"] in ours and row["state"] == "ALIVE"
     }
+
+
+def waiting_group(name: str) -> list[dict[str, float]] | None:
+    """What a placement group that is not removed asks for, by bundle; None: there is none."""
+    dashboard = RayBackend()._dashboard
+    groups = dashboard.get("/api/v0/placement_groups", detail=1)["data"]["result"]["result"]
+    for group in groups:
+        if group["name"] == name and group["state"] == "PENDING":
+            return [bundle["unit_resources"] for bundle in group["bundles"]]
+    return None
 
 
 def events(path: Path) -> list[dict[str, Any]]:

@@ -16,6 +16,8 @@ from tests.launcher.ray.runs import (
     launch,
     processes,
     script,
+    until,
+    waiting_group,
 )
 
 from parctl.launcher.backend import State
@@ -130,3 +132,27 @@ def test_ranks_are_exact_beside_another_job_and_on_fragmented_nodes(
     }
     assert len(given.split(",")) == 4
     assert not set(given.split(",")) & set(taken.split(","))
+
+
+def test_nodes_that_do_not_exist_yet_are_asked_for_and_bound_when_they_come(
+    cluster: RayCluster, backend: RayBackend, tmp_path: Path
+) -> None:
+    run_id = new_run_id("grow")
+    # larger than any node that is there: only an autoscaler could make such ones
+    plan = launch(
+        script(tmp_path, SLEEP, {"dp": 2, "tp": 10}), run_id=run_id, planned_for="a100-40g:2x10"
+    )
+    until(lambda: "10 GPUs are needed and it has 8" in backend.why(run_id).sentence)
+    until(lambda: waiting_group(f"parctl-{run_id}-open") == [{"CPU": 1.0, "GPU": 10.0}] * 2)
+    try:
+        for name in ("new-x", "new-y"):
+            cluster.add(name, num_gpus=10, num_cpus=4)
+        status = in_state(backend, run_id, State.RUNNING)
+
+        assert plan.topology["nodes"] == ["node-0", "node-1"]
+        assert [rank.node for rank in status.ranks] == ["new-x"] * 10 + ["new-y"] * 10
+        assert waiting_group(f"parctl-{run_id}-open") is None
+        backend.cancel(run_id, grace_s=0)
+    finally:
+        for name in ("new-x", "new-y"):
+            cluster.forget(name)

@@ -88,7 +88,7 @@ def test_bounds_never_exceed_what_they_bound() -> None:
                 for split in list(space.splits(shape))[::3]:
                     chosen = choice(shape, flow, split)
                     recipe = with_sync(chosen.put_into(space.recipe), "last")
-                    lower = priced.least_seconds(chosen, recipe)
+                    lower = priced.least_seconds(shape, flow, split, "last")
                     assert bound <= lower * (1 + 1e-9)
                     assert lower <= priced.time(chosen, recipe).total * (1 + 1e-9)
                     checked += 1

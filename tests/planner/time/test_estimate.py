@@ -72,6 +72,6 @@ def test_the_terminal_shows_the_step_and_its_parts(capsys: pytest.CaptureFixture
     assert run(["plan", "llama-70b", "--cluster", "h100:16x8"]) == 0
     out = capsys.readouterr().out
     assert "TIME: " in out and "of the bf16 peak (estimate; on published runs" in out
-    assert "Spent on: compute " in out
+    assert "A step is spent on:\n  compute " in out
     assert run(["plan", "tiny-llama", "--cluster", "cpu:1x4"]) == 0
     assert "TIME: not predicted: the devices are CPUs." in capsys.readouterr().out

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.runtime.harness import run_ranks
-from tests.runtime.inference.matrix import Tokens, prepare
+from tests.runtime.inference.matrix import Tokens, expect
 
 NUM_PROMPTS = 8
 Reference = Callable[[str], tuple[Path, Tokens]]
@@ -18,11 +17,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 
     def find(name: str) -> tuple[Path, Tokens]:
         if name not in made:
-            directory = tmp_path_factory.mktemp(name)
-            ((tokens, _),) = run_ranks(
-                prepare, 1, directory, directory / "model", name, NUM_PROMPTS
-            )
-            made[name] = (directory / "model", tokens)
+            folder, tokens, _ = expect(tmp_path_factory.mktemp(name), name, NUM_PROMPTS)
+            made[name] = (folder, tokens)
         return made[name]
 
     return find

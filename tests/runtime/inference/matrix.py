@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tests.runtime.harness import fork_ranks, run_ranks
+from tests.runtime.harness import fork_ranks
 from tests.runtime.inference import folders
 from tests.runtime.inference.forms import EXPERT_FORMS, FORMS, Form, greedy, run_engines
 
@@ -61,7 +61,7 @@ def configs(form: Form, num_prompts: int) -> dict[str, EngineConfig]:
     """What each run is called, and its configuration."""
     cp = form.axes.get("cp", 1)
     longest = -(-84 // (BLOCK * cp))  # blocks of 48 tokens and 36 new ones
-    plenty, scarce = num_prompts * longest, longest * 5 // 4
+    plenty, scarce = num_prompts * longest, max(num_prompts // 2, 20) * longest // 16
     common: dict[str, Any] = {"block_size": BLOCK, "max_sequences": num_prompts}
     return {
         "alone": EngineConfig(
@@ -85,6 +85,15 @@ def prepare(folder: Path, model: str, num_prompts: int) -> tuple[Tokens, float]:
     folders.save(model, folder)
     made = folders.their_tokens(folder, *folders.wishes(num_prompts))
     return [tokens for tokens, _ in made], min(min(gaps) for _, gaps in made)
+
+
+def expect(directory: Path, model: str, num_prompts: int) -> tuple[Path, Tokens, float]:
+    """Do `prepare` in a fork; return the folder too."""
+    folder = directory / model
+    (result,) = fork_ranks(prepare, 1, directory, folder, model, num_prompts, timeout_s=1200.0)
+    assert result.code == 0, result.error or f"ended with {result.code}"
+    tokens, gap = result.value
+    return folder, tokens, gap
 
 
 def run_case(
@@ -139,19 +148,17 @@ def main() -> int:
     options = parser.parse_args()
     cases = list(all_cases()) if options.sample is None else sample(options.sample, options.seed)
     cases = [case for case in cases if options.only in case.name]
-    expected: dict[str, Tokens] = {}
+    expected: dict[str, tuple[Path, Tokens, float]] = {}
     num_wrong = 0
     with TemporaryDirectory(prefix="parctl-matrix-") as name:
         directory = Path(name)
         for case in cases:
             begin = time.monotonic()
             if case.model not in expected:
-                (made,) = run_ranks(
-                    prepare, 1, directory, directory / case.model, case.model, options.prompts
-                )
-                expected[case.model], gap = made
-                print(f"{case.model}: {options.prompts} prompts, the closest choice by {gap:.1e}")
-            faults = run_case(case, directory / case.model, directory, expected[case.model])
+                made = expected[case.model] = expect(directory, case.model, options.prompts)
+                print(f"{case.model}: {len(made[1])} prompts, the closest choice by {made[2]:.1e}")
+            folder, tokens, _ = expected[case.model]
+            faults = run_case(case, folder, directory, tokens)
             num_wrong += bool(faults)
             verdict = "WRONG" if faults else "equal"
             print(f"{case.name:<32} {verdict} {time.monotonic() - begin:.1f} s", flush=True)

@@ -1,4 +1,4 @@
-"""Weights come from a training's checkpoint or from its export, onto any layout, and are the same."""
+"""Weights of a checkpoint and of its export are the same, on any layout."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -147,3 +147,20 @@ def test_a_taken_port_is_said_and_nothing_is_left(tmp_path: Path) -> None:
     status = BACKEND.status("taken-1")
     assert status.state is State.FAILED
     assert any("cannot listen on 127.0.0.1" in line for line in log(0, "taken-1"))
+
+
+def test_replicas_with_common_experts_serve_and_end_together(tmp_path: Path) -> None:
+    """One has work and the other has none, then both; told to end, none waits for the other."""
+    overrides = ["model=tiny-moe", "parallelism=DP2+EP2"]
+    with serving(tmp_path, overrides, run_id="experts-1") as endpoint:
+        body = {**BODY, "model": "tiny-moe"}
+        alone = httpx.post(f"{endpoint.url}/completions", json=body, timeout=60).json()
+        with streaming(endpoint, n=2, model="tiny-moe", prompt="another") as _:
+            beside = httpx.post(f"{endpoint.url}/completions", json=body, timeout=60).json()
+        assert beside["choices"] == alone["choices"]
+        os.kill(rank_pid("experts-1", 0), signal.SIGTERM)
+        deadline = time.monotonic() + 30
+        while not (status := BACKEND.status("experts-1")).state.ended:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert [rank.state for rank in status.ranks] == ["exited 143"] * 2

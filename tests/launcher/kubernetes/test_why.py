@@ -1,0 +1,63 @@
+"""The first sentence of `parctl why` names the true cause, on objects that a real cluster made.
+
+`situations/*.json` were written by `record.py`; `situations.py` says how each of them came about.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.launcher.kubernetes.situations import SITUATIONS
+
+from parctl.launcher.kubernetes.facts import Facts
+from parctl.launcher.kubernetes.objects import RunObjects
+from parctl.launcher.kubernetes.report import read_report
+from parctl.launcher.kubernetes.why import diagnose
+
+FOLDER = Path(__file__).parent / "situations"
+
+
+def facts(name: str) -> Facts:
+    data: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    run = data.pop("run")
+    report = data.pop("report")
+    return Facts(
+        run=RunObjects(workload=run["workload"], pods=run["pods"]),
+        report=read_report(json.dumps(report)) if report else None,
+        **data,
+    )
+
+
+@pytest.mark.parametrize("name", SITUATIONS)
+def test_the_first_sentence_is_the_true_cause(name: str) -> None:
+    diagnosis = diagnose(facts(name))
+    assert SITUATIONS[name].sentence in diagnosis.sentence
+
+
+def test_every_situation_that_can_be_mended_says_how() -> None:
+    fine = {"going-on", "succeeded", "cancelled", "rank-failed", "out-of-memory"}
+    without = [name for name in SITUATIONS if not diagnose(facts(name)).fix]
+    assert set(without) <= fine
+
+
+def test_what_was_looked_at_is_said_last() -> None:
+    evidence = diagnose(facts("taint")).evidence
+    assert evidence[-1].startswith("looked at: Job, 2 pods, ")
+    assert evidence[0].startswith("event FailedScheduling of Pod why-taint-")
+
+
+def test_a_sentence_never_holds_a_python_value() -> None:
+    for name in SITUATIONS:
+        sentence = diagnose(facts(name)).sentence
+        assert "None" not in sentence.replace("stopPolicy None", "") and "{" not in sentence
+
+
+def test_what_may_not_be_read_is_said() -> None:
+    known = facts("no-gpu-node")
+    from dataclasses import replace
+
+    blind = replace(known, nodes=None, unread=["nodes: Kubernetes answers 403 Forbidden: no"])
+    diagnosis = diagnose(blind)
+    assert "not read: nodes: Kubernetes answers 403 Forbidden: no" in diagnosis.evidence
+    assert "amd.com/gpu" in diagnosis.sentence

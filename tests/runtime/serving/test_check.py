@@ -1,0 +1,120 @@
+"""What is refused before anything starts, and what recipes of inference settle by themselves."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from tests.runtime.inference.bpe import save_bpe
+
+from parctl.errors import NotBuiltError, RecipeError, UsageError
+from parctl.planner.cluster import cluster_for
+from parctl.planner.make import make_plan
+from parctl.planner.plan import Plan, plan_from_json
+from parctl.recipes.loader import load_recipe
+from parctl.recipes.spec import Recipe
+from parctl.runtime.serving.check import refuse_bad_inference
+from parctl.runtime.supported import refuse_unbuilt
+
+
+def recipe(tmp_path: Path, overrides: Sequence[str] = (), *, task: str = "serve") -> Recipe:
+    file = tmp_path / "tiny.yaml"
+    content = f"version: 1\ntask: {task}\nmodel: tiny-llama\nparallelism: TP2\n"
+    file.write_text(content + ("generate: {prompts: p.txt}\n" if task == "generate" else ""))
+    return load_recipe(str(file), overrides)
+
+
+def plan(given: Recipe) -> Plan:
+    return make_plan(given, cluster_for(given, None))
+
+
+def test_defaults_come_from_the_model(tmp_path: Path) -> None:
+    given = recipe(tmp_path)
+    assert given.inference is not None and given.serve is not None
+    assert (given.inference.precision, given.inference.max_context) == ("fp32", 128)
+    assert (given.inference.tokenizer, given.inference.chunk) == ("byte", 512)
+    assert (given.serve.host, given.serve.model_name) == ("127.0.0.1", "tiny-llama")
+    assert "drawn at random" in given.notes[-1]
+
+
+def test_the_tokenizer_beside_the_weights_is_taken(tmp_path: Path) -> None:
+    save_bpe(tmp_path)
+    given = recipe(tmp_path, [f"checkpoint.init_from={tmp_path}"])
+    assert given.inference is not None
+    assert given.inference.tokenizer == str(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["parallelism=TP2+FSDP2"], "FSDP shards the state of training"),
+        (["parallelism=PP2@interleaved-1f1b:2"], "there is nothing to interleave"),
+        (["inference.max_context=129"], "tiny-llama ends at 128"),
+        (["inference.host_blocks=4"], "without swapping nothing goes there"),
+        (["serve.api_key_from=KEY"], "`launch.secrets` has no KEY"),
+        (["model.causal=false"], "does not write text token by token"),
+        (["train.steps=4"], "has no meaning for task serve"),
+        (["generate.prompts=x.txt"], "has no meaning for task serve"),
+        (["serve.prot=80"], "port"),
+        (["inference.memory_fraction=1.1"], "inference.memory_fraction"),
+    ],
+)
+def test_recipes_that_make_no_sense_are_refused(
+    tmp_path: Path, overrides: list[str], problem: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipe(tmp_path, overrides)
+    assert problem in str(caught.value)
+
+
+def test_an_open_door_is_mentioned(tmp_path: Path) -> None:
+    assert any(
+        "open to everybody" in note for note in recipe(tmp_path, ["serve.host=0.0.0.0"]).notes
+    )
+
+
+def test_prompts_of_the_wrong_kind_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"suffix `\.pdf`"):
+        recipe(tmp_path, ["generate.prompts=x.pdf"], task="generate")
+    with pytest.raises(UsageError, match="No such file"):
+        refuse_bad_inference(recipe(tmp_path, task="generate"))
+    (tmp_path / "p.txt").write_text("\n \n")
+    with pytest.raises(UsageError, match="holds no prompt"):
+        refuse_bad_inference(recipe(tmp_path, task="generate"))
+    lines = tmp_path / "p.jsonl"
+    for line, problem in (("{", "no JSON"), ("[]", "an object"), ('{"a": 1}', "`prompt`")):
+        lines.write_text('{"prompt": "ok"}\n' + line + "\n")
+        with pytest.raises(UsageError, match=rf"p\.jsonl:2: .*{problem}"):
+            refuse_bad_inference(recipe(tmp_path, ["generate.prompts=p.jsonl"], task="generate"))
+
+
+def test_another_models_tokenizer_is_refused(tmp_path: Path) -> None:
+    save_bpe(tmp_path)
+    given = recipe(tmp_path, ["inference.tokenizer=tokenizer.json"])
+    with pytest.raises(UsageError, match=r"makes ids up to \d+, but model.vocab_size is 256"):
+        refuse_bad_inference(given)
+
+
+def test_a_directory_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no complete checkpoint"):
+        refuse_bad_inference(recipe(tmp_path, [f"checkpoint.dir={tmp_path}"]))
+
+
+def test_a_bad_chat_template_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "chat.jinja").write_text("{% for %}")
+    with pytest.raises(UsageError, match=r"chat\.jinja: not a template"):
+        refuse_bad_inference(recipe(tmp_path, ["inference.chat_template=chat.jinja"]))
+
+
+def test_experts_stay_inside_a_replica(tmp_path: Path) -> None:
+    given = recipe(tmp_path, ["model=tiny-moe", "parallelism=DP2+EP2"])
+    with pytest.raises(NotBuiltError, match="EP2 over replicas"):
+        refuse_unbuilt(given, {"dp": 2, "ep": 2})
+    refuse_unbuilt(recipe(tmp_path, ["model=tiny-moe", "parallelism=TP2+EP2"]), {"tp": 2, "ep": 2})
+
+
+def test_a_plan_of_inference_is_read_back_as_it_was(tmp_path: Path) -> None:
+    made = plan(recipe(tmp_path, ["launch.secrets={K: {from_env: X}}", "serve.api_key_from=K"]))
+    again = plan_from_json(json.loads(json.dumps(made.to_json())))
+    assert again.recipe == made.recipe
+    assert again.hash == made.hash
