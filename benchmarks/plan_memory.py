@@ -2,7 +2,7 @@
 
 Every configuration runs micro-batches forward and backward on a CPU, as rank 0 of its ranks, with
 collectives that answer at once; each storage is followed from the operator that makes it until it
-is freed (`tests/planner/live_bytes.py`). So peaks are of tensors, not of the process, and exact. The
+is freed (`tests/planner/live_bytes.py`). So peaks are of tensors, not of the process. The
 optimizer's moments, which live between micro-batches, are added on both sides.
 
     python -m benchmarks.plan_memory

@@ -8,9 +8,10 @@ stale weight does not. The gradient norm is the one before clipping: Adam would 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from parctl.errors import RunFailedError
-from parctl.launcher.trials import Trial, Trials
+from parctl.launcher.trials import Trial
 from parctl.planner.fold import fold
 from parctl.planner.make import make_plan
 from parctl.planner.plan import Plan
@@ -85,10 +86,16 @@ class Verification:
         return all(part.equal for part in self.parts)
 
 
+class Trying(Protocol):
+    """What trains a plan to its end: `Trials`, or the ranks of a test."""
+
+    def run(self, plan: Plan) -> Trial: ...
+
+
 class Verifier:
     """Verifies recipes one after the other. A one-process run serves all that compare with it."""
 
-    def __init__(self, trials: Trials, text: Path) -> None:
+    def __init__(self, trials: Trying, text: Path) -> None:
         """`text` is a file that `write_text` has filled."""
         self._trials, self._text = trials, text
         self._done: dict[str, Trial] = {}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["auto", "jobset", "job", "rayjob", "lws"]
+Kind = Literal["auto", "jobset", "job"]
 Recovery = Literal["native", "coordinator"]
 
 

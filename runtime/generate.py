@@ -28,6 +28,7 @@ from parctl.runtime.inference.request import Emitted, Request
 from parctl.runtime.serving.answers import Envelope
 from parctl.runtime.serving.ask import Ask, BadRequestError, Limits, Reader
 from parctl.runtime.serving.bodies import ChatBody, CompletionBody
+from parctl.runtime.serving.leaders import Leaders
 from parctl.runtime.serving.prompts import read_lines
 from parctl.runtime.serving.samples import AnswerWriter
 
@@ -59,6 +60,7 @@ def generate(
     engine: Engine,
     recipe: Recipe,
     run_dir: Path,
+    leaders: Leaders,
     *,
     replica: int,
     num_replicas: int,
@@ -91,7 +93,7 @@ def generate(
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
 
-        finished = Writer(engine, recipe, tokenizer, write=write, say=say).run(jobs, stop)
+        finished = Writer(engine, recipe, tokenizer, leaders, write=write, say=say).run(jobs, stop)
     engine.close()
     return finished
 
@@ -148,12 +150,13 @@ class Writer:
         engine: Engine,
         recipe: Recipe,
         tokenizer: TextTokenizer,
+        leaders: Leaders,
         *,
         write: Callable[[Mapping[str, Any]], None],
         say: Callable[[str], None],
     ) -> None:
         assert recipe.inference is not None and recipe.model is not None
-        self._engine, self._tokenizer = engine, tokenizer
+        self._engine, self._tokenizer, self._leaders = engine, tokenizer, leaders
         self._write, self._say = write, say
         self._most = AHEAD * recipe.inference.max_sequences
         self._model = recipe.model.name
@@ -164,24 +167,25 @@ class Writer:
     def run(self, jobs: Iterator[Job | dict[str, Any]], stop: Callable[[], bool]) -> bool:
         """Return False when `stop` came before the end."""
         began = said = time.monotonic()
-        more = True
-        while more or self._jobs:
-            if stop():
-                return False
-            while more and self._engine.unfinished() < self._most:
+        more, stopped, together = True, False, self._leaders.together
+        while together or (not stopped and (more or self._jobs)):
+            stopped = stopped or stop()
+            while more and not stopped and self._engine.unfinished() < self._most:
                 job = next(jobs, None)
                 more = job is not None
                 if isinstance(job, Job):
                     self._begin(job)
                 elif job is not None:
                     self._finish_row(job)
-            for emitted in self._engine.step() if self._engine.unfinished() else ():
+            for emitted in self._engine.step() if together or self._engine.unfinished() else ():
                 self._take(emitted)
+            if together and self._leaders.all_through(stopped or not (more or self._jobs)):
+                break
             if time.monotonic() - said >= SAY_S:
                 said = time.monotonic()
                 self._progress(said - began)
         self._progress(time.monotonic() - began)
-        return True
+        return not (stopped and (more or self._jobs))
 
     def _begin(self, job: Job) -> None:
         ask = job.ask

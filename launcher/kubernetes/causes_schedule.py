@@ -66,33 +66,32 @@ def _volumes(message: str) -> tuple[str, str] | None:
 
 
 def _resources(facts: Facts, pod: Object, message: str) -> tuple[str, str] | None:
-    """What is lacking: of what no node has enough at all, or of what others hold."""
-    lacking = re.findall(r"Insufficient ([\w./-]+)", message)
+    """What is lacking: what no node has enough of at all, else what others hold."""
+    lacking = [name.rstrip(".") for name in re.findall(r"Insufficient ([\w./-]+)", message)]
     if not lacking:
         return None
-    name = next((each for each in lacking if "/" in each), lacking[0]).rstrip(".")
-    need = _need(pod, name)
     nodes = _allowed_nodes(facts, pod)
-    if not nodes:
-        return f"no node has {need:g} of {name} free", "wait, or ask for less"
-    sizes = [_amount(node["status"].get("allocatable") or {}, name) for node in nodes]
-    if max(sizes) < need:
-        if max(sizes) == 0:
+    for name in lacking if nodes else ():
+        need = _need(pod, name)
+        most = max(_amount(node["status"].get("allocatable") or {}, name) for node in nodes)
+        if most == 0:
             return (
                 f"no node of the cluster has {name} for these pods",
                 "are the device plug-in and the drivers installed? `kubectl get nodes -o wide`; "
                 "the resource's name is `launch.kubernetes.gpu_resource`",
             )
-        return (
-            f"a pod asks for {_shown(need, name)} of {name}, and the largest node has "
-            f"{_shown(max(sizes), name)}",
-            "put fewer ranks on a node: lower `tp`, or plan for this cluster",
-        )
+        if most < need:
+            return (
+                f"a pod asks for {_shown(need, name)} of {name}, and the largest node has "
+                f"{_shown(most, name)}",
+                "put fewer ranks on a node: lower `tp`, or plan for this cluster",
+            )
+    name = next((each for each in lacking if "/" in each), lacking[0])
     holders = _holders(facts, name)
     held = f": held by {holders}" if holders else ""
     return (
         f"every node that could take a pod has too little of {name} free "
-        f"({_shown(need, name)} needed){held}",
+        f"({_shown(_need(pod, name), name)} needed){held}",
         "wait until others have ended, or use fewer nodes",
     )
 

@@ -10,7 +10,6 @@ from parctl.recipes.kubernetes_spec import KubernetesSpec
 
 def check_plan(plan: Plan, spec: KubernetesSpec) -> None:
     """Raise UsageError or CannotPlaceError for what cannot work."""
-    _check_kind(plan, spec)
     _check_even(plan)
     _check_checkpoints(plan, spec)
     script = plan.recipe.script
@@ -18,20 +17,6 @@ def check_plan(plan: Plan, spec: KubernetesSpec) -> None:
         raise UsageError(
             "both script.workdir and launch.workdir say where the ranks start",
             hint="launch.workdir is sent along; script.workdir is a folder that pods have already",
-        )
-
-
-def _check_kind(plan: Plan, spec: KubernetesSpec) -> None:
-    if spec.kind == "lws" and plan.recipe.task != "serve":
-        raise UsageError(
-            f"launch.kubernetes.kind = lws, and a LeaderWorkerSet never ends: task: "
-            f"{plan.recipe.task} does",
-            hint="lws is for task: serve; use jobset or job",
-        )
-    if spec.kind == "rayjob":
-        raise UsageError(
-            "launch.kubernetes.kind = rayjob runs through Ray",
-            hint="set launch.backend: ray",
         )
 
 

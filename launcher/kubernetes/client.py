@@ -28,13 +28,8 @@ MERGE = "application/merge-patch+json"
 PLURALS = {
     ("v1", "ConfigMap"): "configmaps",
     ("v1", "Event"): "events",
-    ("v1", "LimitRange"): "limitranges",
-    ("v1", "Namespace"): "namespaces",
     ("v1", "Node"): "nodes",
-    ("v1", "PersistentVolumeClaim"): "persistentvolumeclaims",
     ("v1", "Pod"): "pods",
-    ("v1", "ResourceQuota"): "resourcequotas",
-    ("v1", "Secret"): "secrets",
     ("v1", "Service"): "services",
     ("v1", "ServiceAccount"): "serviceaccounts",
     ("batch/v1", "Job"): "jobs",
@@ -42,15 +37,13 @@ PLURALS = {
     ("rbac.authorization.k8s.io/v1", "Role"): "roles",
     ("rbac.authorization.k8s.io/v1", "RoleBinding"): "rolebindings",
     ("jobset.x-k8s.io/v1alpha2", "JobSet"): "jobsets",
-    ("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet"): "leaderworkersets",
-    ("ray.io/v1", "RayJob"): "rayjobs",
 }
 PLURALS |= {
     (f"kueue.x-k8s.io/{version}", kind): f"{kind.lower()}s"
     for version in ("v1beta1", "v1beta2")
     for kind in ("Workload", "LocalQueue", "ClusterQueue")
 }
-CLUSTER_WIDE = ("Node", "Namespace", "ClusterQueue")
+CLUSTER_WIDE = ("Node", "ClusterQueue")
 
 
 class ApiError(BackendError):
@@ -175,24 +168,6 @@ class Client:
                 return False
             raise
         return any(each["kind"] == kind for each in found.get("resources") or ())
-
-    def allowed(self, verb: str, group: str, resource: str, *, subresource: str = "") -> bool:
-        """Whether this account may do that in its namespace."""
-        attributes = {
-            "namespace": self.access.namespace,
-            "verb": verb,
-            "group": group,
-            "resource": resource,
-        }
-        attributes |= {"subresource": subresource} if subresource else {}
-        review = {
-            "apiVersion": "authorization.k8s.io/v1",
-            "kind": "SelfSubjectAccessReview",
-            "spec": {"resourceAttributes": attributes},
-        }
-        path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-        answer = self.ask("POST", path, body=review)
-        return bool(answer.get("status", {}).get("allowed"))
 
     # requests
 

@@ -12,9 +12,8 @@ from parctl.launcher.kubernetes.names import Object
 WORKLOADS = (
     ("jobset.x-k8s.io/v1alpha2", "JobSet"),
     ("batch/v1", "Job"),
-    ("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet"),
-    ("ray.io/v1", "RayJob"),
 )
+INDEX = "batch.kubernetes.io/job-completion-index"
 WORKLOAD_LABEL = f"{names.ROLE}={names.WORKLOAD}"
 
 
@@ -95,14 +94,8 @@ def condition(each: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
 
 
 def index_of(pod: Mapping[str, Any]) -> int | None:
-    for key in (
-        "batch.kubernetes.io/job-completion-index",
-        "leaderworkerset.sigs.k8s.io/worker-index",
-    ):
-        value = annotation_of(pod, key) or label_of(pod, key)
-        if value is not None and value.isdigit():
-            return int(value)
-    return None
+    value = annotation_of(pod, INDEX)
+    return int(value) if value is not None and value.isdigit() else None
 
 
 def phase_of(pod: Mapping[str, Any]) -> str:

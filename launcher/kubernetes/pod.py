@@ -23,7 +23,6 @@ from parctl.launcher.kubernetes.settings import kubernetes_spec, run_settings
 from parctl.launcher.ray.interface import interface_of
 from parctl.planner.plan import Plan
 
-INDEXES = ("JOB_COMPLETION_INDEX", "LWS_WORKER_INDEX")  # who made the pod sets its own
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd")
 NEEDED = ("torch", "numpy")  # of parctl's own runtime
 
@@ -37,7 +36,7 @@ def main() -> int:
     (directory / "state.json").write_text("{}", encoding="utf-8")
     plan_file = directory / "plan.json"
     plan_file.write_text(read_plan_text(), encoding="utf-8")
-    index = pod_index()
+    index = int(os.environ["JOB_COMPLETION_INDEX"])
     leads = index == 0 and spec.recovery == "native"
     port = int(os.environ["PARCTL_CONTROL_PORT"])
     host = "localhost" if leads else os.environ["PARCTL_LEADER"]
@@ -54,10 +53,6 @@ def main() -> int:
         last_words=Path(os.environ["PARCTL_LAST_WORDS"]),
     )
     return agent.run(connect_timeout_s=spec.gather_timeout_s)
-
-
-def pod_index() -> int:
-    return int(next(os.environ[name] for name in INDEXES if name in os.environ))
 
 
 def start_leader() -> subprocess.Popen[bytes]:

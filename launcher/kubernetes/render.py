@@ -6,7 +6,7 @@
     Service RUN                          headless: the pods' names
     NetworkPolicy RUN                    only the run's own pods reach its ranks
     RUN-coordinator                      recovery: coordinator - account, role, Service, Job
-    Job | JobSet | LeaderWorkerSet RUN   the pods
+    Job | JobSet RUN                     the pods
 
 The workload comes last, so that pods find what they mount.
 """
@@ -54,7 +54,7 @@ def render(plan: Plan, run_id: str, target: Target) -> Manifests:
     run_id = check_run_id(run_id)
     spec = plan.recipe.launch.kubernetes or KubernetesSpec()
     check_plan(plan, spec)
-    shape = shape_of(plan, spec, target)
+    shape = shape_of(spec, target)
     maps = pack(_files(plan, target))
     payload = [f"{run_id}-plan" + (f"-{number}" if number else "") for number in range(len(maps))]
     objects: list[Object] = [
@@ -67,7 +67,7 @@ def render(plan: Plan, run_id: str, target: Target) -> Manifests:
         }
         for name, data in zip(payload, maps, strict=True)
     ]
-    if shape == "job":  # the others bring their own
+    if shape == "job":  # a JobSet brings its own
         objects.append(_service(run_id))
     if spec.network_policy and not spec.host_network:
         objects.append(_network_policy(run_id))
@@ -85,13 +85,10 @@ def render(plan: Plan, run_id: str, target: Target) -> Manifests:
     )
 
 
-def shape_of(plan: Plan, spec: KubernetesSpec, target: Target) -> Shape:
-    """What `kind` means for this plan on this cluster."""
-    if spec.kind == "auto" and plan.recipe.task == "serve":
-        return "lws"
+def shape_of(spec: KubernetesSpec, target: Target) -> Shape:
+    """What `kind` means on this cluster."""
     if spec.kind == "auto":
         return "jobset" if target.has_jobset else "job"
-    assert spec.kind != "rayjob"
     return spec.kind
 
 
@@ -111,7 +108,7 @@ def _workload(
         image=_image(plan, target),
         leader=leader,
         topology=target.topology,
-        attempt_field=ATTEMPT_FIELDS.get(shape) if spec.recovery == "native" else None,
+        attempt_field=ATTEMPT_FIELDS[shape] if spec.recovery == "native" else None,
         payload=payload,
     )
     labels = _labels(plan, run_id, target) | {names.ROLE: names.RANKS}

@@ -1,4 +1,4 @@
-"""The workload of a run: a pod template as Indexed Job, JobSet or LeaderWorkerSet.
+"""The workload of a run: a pod template as Indexed Job or JobSet.
 
 Who restarts what, by `launch.kubernetes.recovery`::
 
@@ -23,9 +23,8 @@ from parctl.launcher.kubernetes.names import (
 from parctl.planner.plan import Plan
 from parctl.recipes.kubernetes_spec import Recovery
 
-Shape = Literal["job", "jobset", "lws"]
+Shape = Literal["job", "jobset"]
 JOBSET_API = "jobset.x-k8s.io/v1alpha2"
-LWS_API = "leaderworkerset.x-k8s.io/v1"
 # the field of a pod that counts the attempts before it
 ATTEMPT_FIELDS = {
     "job": "metadata.annotations['batch.kubernetes.io/job-index-failure-count']",
@@ -42,8 +41,6 @@ def leader_host(shape: Shape, run_id: str) -> str:
 
 def workload(shape: Shape, plan: Plan, run_id: str, recovery: Recovery, template: Object) -> Object:
     """The object that owns the pods, without its metadata. `template` has `metadata`, `spec`."""
-    if shape == "lws":
-        return _leader_worker_set(plan, template)
     retries, timeout_s = plan.recipe.launch.retries, plan.recipe.launch.timeout_s
     spec: Object = {
         "completionMode": "Indexed",
@@ -95,21 +92,3 @@ def _failure_rules(recovery: Recovery) -> list[Object]:
 def _on_exit(action: str, operator: str, code: int) -> Object:
     requirement = {"containerName": CONTAINER, "operator": operator, "values": [code]}
     return {"action": action, "onExitCodes": requirement}
-
-
-def _leader_worker_set(plan: Plan, template: Object) -> Object:
-    """One group of pods that is restarted as a whole, for as long as it is wanted."""
-    template["spec"]["restartPolicy"] = "Always"
-    return {
-        "apiVersion": LWS_API,
-        "kind": "LeaderWorkerSet",
-        "spec": {
-            "replicas": 1,
-            "startupPolicy": "LeaderCreated",
-            "leaderWorkerTemplate": {
-                "size": plan.layout.num_nodes,
-                "restartPolicy": "RecreateGroupOnPodRestart",
-                "workerTemplate": template,
-            },
-        },
-    }

@@ -79,10 +79,6 @@ def end_of(workload: Object) -> tuple[State, float | None] | None:
         found = condition(workload, kind)
         if found is not None:
             return state, unix(found.get("lastTransitionTime"))
-    status = workload.get("status") or {}
-    if workload["kind"] == "RayJob" and status.get("jobDeploymentStatus") in ("Complete", "Failed"):
-        good = status.get("jobStatus") == "SUCCEEDED"
-        return (State.SUCCEEDED if good else State.FAILED), unix(status.get("endTime"))
     return None
 
 

@@ -37,7 +37,7 @@ def cancel_run(client: Client, run: RunObjects, *, grace_s: float | None) -> Non
         return
     name = workload["metadata"]["name"]
     change: Object = {"metadata": {"annotations": {names.CANCELLED: f"{time.time():.3f}"}}}
-    change["spec"] = _suspended(workload)
+    change["spec"] = {"suspend": True}
     client.delete("batch/v1", "Job", names.coordinator_name(name))
     client.patch(workload["apiVersion"], workload["kind"], name, change)
     _evict(client, workload)
@@ -75,12 +75,6 @@ def delete_run(client: Client, run: RunObjects) -> None:
                 hint="a finalizer holds it: is its controller running?",
             )
         time.sleep(POLL_S)
-
-
-def _suspended(workload: Object) -> Object:
-    if workload["kind"] == "LeaderWorkerSet":
-        return {"replicas": 0}
-    return {"suspend": True}
 
 
 def _evict(client: Client, workload: Object) -> None:

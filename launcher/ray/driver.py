@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from itertools import count
 from types import FrameType
 from typing import Any
 
@@ -89,7 +90,8 @@ class Driver:
     def _run(self) -> State:
         timeout_s = self._settings["timeout_s"]
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        for number in range(1, self._settings["retries"] + 2):
+        failures = 0
+        for number in count(1):
             self._publisher.change(state=State.PLACING, attempt=number)
             if self._placed is None:
                 self._placed = self._place(deadline, again=number > 1)
@@ -106,13 +108,15 @@ class Driver:
             self._publisher.happened(f"attempt {number}: {verdict.sentence}")
             self._say(f"attempt {number}: {verdict.sentence}")
             late = deadline is not None and time.monotonic() >= deadline
-            if number > self._settings["retries"] or late or self._stop.asked:
+            # a node that was taken away on purpose is nobody's failure
+            failures += not any(member.preempted for member in self._placed.team.lost)
+            if failures > self._settings["retries"] or late or self._stop.asked:
                 state = State.CANCELLED if self._stop.asked else State.FAILED
                 return self._end(state, verdict)
             self._publisher.change(state=State.RESTARTING, restarts=number)
             if self._placed.team.lost and not self._placer.mend(self._placed):
                 self._release()
-        raise AssertionError("the last attempt returns")
+        raise AssertionError("attempts are counted without end")
 
     def _place(self, deadline: float | None, *, again: bool) -> Placed | None:
         now = time.monotonic()

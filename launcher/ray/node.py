@@ -38,7 +38,8 @@ from parctl.launcher.ray.tail import Tail
 from parctl.launcher.run_directory import RunDirectory, write_whole
 from parctl.launcher.verdict import RankEnd, classify, is_failure
 
-SILENT_S = 20.0
+SILENT_S = 20.0  # while there are ranks
+IDLE_S = 180.0  # before there are: the driver waits for other nodes to get ready
 TICK_S = 0.1
 ORPHAN_GRACE_S = 3.0  # for ranks to save when nobody is left who would restart them
 VERDICT_LINES = 200
@@ -85,7 +86,8 @@ class NodeProcess:
         while not (self._leave and not self._ranks):
             self._wait()
             self._read_orders()
-            if time.monotonic() - self._last_word > SILENT_S:
+            silence = time.monotonic() - self._last_word
+            if silence > (SILENT_S if self._ranks else IDLE_S):
                 self._be_alone("nobody spoke for too long")
             self._forward()
             if self._kill_at is not None and time.monotonic() >= self._kill_at:

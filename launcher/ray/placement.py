@@ -22,6 +22,7 @@ from parctl.launcher.ray.team import Member, Team
 from parctl.planner.plan import Plan
 from parctl.planner.request import request_of
 from parctl.topology.model import Topology
+from parctl.topology.names import few
 from parctl.topology.placement.late_binding import rebind
 from parctl.topology.sources.ray import read_cluster
 from parctl.topology.sources.ray_dashboard import Dashboard
@@ -120,11 +121,15 @@ class Placer:
                     member.node,
                     needs[member.node],
                 )
-                (again,) = self._described([actor], timeout_s=MEND_S)
+                (again,) = self._described(
+                    {member.node: actor},
+                    timeout_s=MEND_S,
+                    meanwhile=lambda: list(placed.team.news(0)),  # the others are not to feel alone
+                )
                 if again.gpus != member.gpus:
                     return False
                 placed.team.members[member.node] = again
-        except ray.exceptions.RayError:  # the node was dying after all
+        except (ray.exceptions.RayError, ParctlError):  # the node was dying after all
             return False
         return True
 
@@ -210,13 +215,7 @@ class Placer:
             ray.util.remove_placement_group(group)
             return None
         try:
-            members = self._described(
-                [
-                    self._start_agent(group, index, name, need)
-                    for index, (name, need) in enumerate(needs.items())
-                ],
-                timeout_s=AGENT_S,
-            )
+            members = self._described(self._start_agents(group, needs), timeout_s=AGENT_S)
             plan, more = self._on_given_devices(plan, members)
         except ray.exceptions.ActorDiedError:  # a node died just now: look again
             ray.util.remove_placement_group(group)
@@ -230,15 +229,9 @@ class Placer:
         """Start agents on nodes that nobody planned for, look inside, and lay the job out there."""
         import ray
 
-        needs = self._needs(self._plan).values()
+        needs = dict(zip(names, self._needs(self._plan).values(), strict=True))
         try:
-            members = self._described(
-                [
-                    self._start_agent(group, index, name, need)
-                    for index, (name, need) in enumerate(zip(names, needs, strict=True))
-                ],
-                timeout_s=AGENT_S,
-            )
+            members = self._described(self._start_agents(group, needs), timeout_s=AGENT_S)
             real = self._looked_into(members)
             there = {
                 member.node: _numbers(member.gpus) if self._kind == "gpu" else None
@@ -254,6 +247,13 @@ class Placer:
             plan=replace(self._plan, layout=binding.layout),
             changes=binding.difference.sentences,
         )
+
+    def _start_agents(self, group: Any, needs: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+        """One agent per bundle, in their order; by node."""
+        return {
+            name: self._start_agent(group, index, name, need)
+            for index, (name, need) in enumerate(needs.items())
+        }
 
     def _start_agent(self, group: Any, index: int, name: str, need: Mapping[str, float]) -> Any:
         import ray
@@ -275,11 +275,39 @@ class Placer:
             .remote(name, dict(self._settings))
         )
 
-    def _described(self, actors: list[Any], *, timeout_s: float) -> list[Member]:
-        """Wait until every agent has said where it is and what there is."""
+    def _described(
+        self,
+        actors: Mapping[str, Any],
+        *,
+        timeout_s: float,
+        meanwhile: Callable[[], object] = lambda: None,
+    ) -> list[Member]:
+        """Wait until every agent has said where it is and what there is.
+
+        `meanwhile` is called every second. Raises ParctlError when one does not start, or its node
+        lacks what the run needs.
+        """
         import ray
 
-        answers = ray.get([actor.describe.remote() for actor in actors], timeout=timeout_s)
+        questions = {actor.describe.remote(): name for name, actor in actors.items()}
+        deadline, waiting = time.monotonic() + timeout_s, list(questions)
+        while waiting and time.monotonic() < deadline:
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=1.0)
+            meanwhile()
+        if waiting:
+            raise ParctlError(
+                f"the agent did not start in {timeout_s:g} s on "
+                f"{few([questions[question] for question in waiting])}",
+                hint="Ray's logs of that node say why: runtime_env_agent.log, raylet.out",
+            )
+        try:
+            answers = ray.get(list(questions))
+        except ray.exceptions.RuntimeEnvSetupError as error:
+            said = str(error).strip().splitlines()
+            raise ParctlError(
+                f"a node could not unpack what was sent: {said[-1][:300] if said else error}",
+                hint="Ray's runtime_env_agent.log of that node says more",
+            ) from error
         missing = [
             f"{answer['node']} ({answer['python']}): {', '.join(answer['missing'])}"
             for answer in answers
@@ -299,9 +327,9 @@ class Placer:
                 gpus=tuple(answer["gpus"]),
                 python=answer["python"],
                 inside=answer["inside"],
-                actor=actor,
+                actor=actors[answer["node"]],
             )
-            for actor, answer in zip(actors, answers, strict=True)
+            for answer in answers
         ]
 
     def _on_given_devices(self, plan: Plan, members: list[Member]) -> tuple[Plan, tuple[str, ...]]:

@@ -20,6 +20,7 @@ class Member:
     python: str  # the interpreter of the ranks
     inside: Any  # the node's topology as it was found there, JSON; None: not looked at
     actor: Any  # ray.actor.ActorHandle
+    preempted: bool = False  # lost because somebody took the node away on purpose
     lost: str | None = None  # why nothing can be asked of it any more
     question: Any = None  # the ObjectRef of the poll under way
     orders: list[Any] = field(default_factory=list)
@@ -71,6 +72,7 @@ class Team:
                 answers = ray.get(question)
             except ray.exceptions.RayError as error:
                 member.lost = _why_lost(error)
+                member.preempted = bool(getattr(error, "preempted", False))
                 yield News(node=member.node, content={"lost": member.lost})
                 continue
             yield from (News(node=member.node, content=answer) for answer in answers)

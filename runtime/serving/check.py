@@ -91,13 +91,6 @@ def refuse_bad_line(prompts: str, number: int, line: str) -> None:
 def unbuilt_inference(recipe: Recipe, degrees: Mapping[str, int]) -> list[str]:
     """List what the grammar knows and the engine does not do, in the recipe's own words."""
     forms = []
-    inside = degrees.get("cp", 1) * degrees.get("tp", 1)
-    experts = degrees.get("ep", 1) * (recipe.parallelism.etp or 1)
-    if degrees.get("ep", 1) > 1 and inside % experts:
-        forms.append(
-            f"EP{degrees['ep']} over replicas (experts are split inside cp x tp = {inside}: "
-            "replicas do not wait for each other)"
-        )
     if degrees.get("pp", 1) > 1 and recipe.parallelism.layer:
         forms.append("LAYER (write PP: stages work at the same time)")
     spec = recipe.inference

@@ -116,7 +116,8 @@ class Hub:
                 while self.replicas:
                     await asyncio.sleep(0.01)
         for replica in self.replicas.values():
-            replica.writer.close()
+            replica.writer.transport.abort()
+        await asyncio.sleep(0.05)  # for what read from them to notice
         if self._server is not None:
             self._server.close()
 

@@ -7,14 +7,13 @@ import torch
 
 from parctl.planner.plan import Plan
 from parctl.recipes.inference_spec import InferenceSpec
-from parctl.runtime.inference import weights
+from parctl.recipes.spec import Recipe
+from parctl.runtime.inference.assemble import assemble
 from parctl.runtime.inference.config import EngineConfig
 from parctl.runtime.inference.constraints import Grammars
 from parctl.runtime.inference.detokenize import load_text
 from parctl.runtime.inference.engine import Engine
-from parctl.runtime.inference.place import find_place
 from parctl.runtime.inference.sampling import BatchSampler
-from parctl.runtime.inference.stage import Stage, build_stage
 from parctl.runtime.parallel.mesh import RankMesh
 from parctl.runtime.serving.check import newest_checkpoint
 
@@ -47,33 +46,25 @@ def build_engine(plan: Plan, mesh: RankMesh) -> Engine:
     recipe = plan.recipe
     spec, model = recipe.inference, recipe.model
     assert spec is not None and model is not None
-    place = find_place(mesh)
-    config = engine_config(spec, dict(plan.memory))
-    stage = build_stage(
-        model,
-        recipe.parallelism,
-        config,
-        place,
-        mesh,
-        plan.stages[place.stage],
-        DTYPES[spec.precision],
-    )
-    read_weights(stage, plan, mesh)
     stop_tokens = [
         token for token in load_text(spec.tokenizer).stop_tokens if token < model.vocab_size
     ]
-    return Engine(
-        stage, config, place, BatchSampler(Grammars(spec.tokenizer, stop_tokens=stop_tokens))
+    return assemble(
+        model,
+        engine_config(spec, dict(plan.memory)),
+        BatchSampler(Grammars(spec.tokenizer, stop_tokens=stop_tokens)),
+        source=weights_of(recipe),
+        dtype=DTYPES[spec.precision],
+        mesh=mesh,
+        parallelism=recipe.parallelism,
+        stages=plan.stages,
     )
 
 
-def read_weights(stage: Stage, plan: Plan, mesh: RankMesh) -> None:
-    """Take the newest checkpoint of ours, else a Hugging Face folder, else draw them."""
-    saving, spec = plan.recipe.checkpoint, plan.recipe.inference
+def weights_of(recipe: Recipe) -> Path | int:
+    """The newest checkpoint of ours, else a Hugging Face folder, else the seed to draw from."""
+    saving, spec = recipe.checkpoint, recipe.inference
     assert saving is not None and spec is not None
     if saving.dir is not None:
-        weights.load_checkpoint(stage, newest_checkpoint(saving.dir), mesh)
-    elif saving.init_from is not None:
-        weights.load_huggingface(stage, Path(saving.init_from), mesh)
-    else:
-        weights.draw(stage, spec.seed, mesh)
+        return newest_checkpoint(saving.dir)
+    return spec.seed if saving.init_from is None else Path(saving.init_from)

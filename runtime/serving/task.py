@@ -27,6 +27,7 @@ from parctl.runtime.parallel.mesh import (
 )
 from parctl.runtime.serving.front_process import FrontProcess
 from parctl.runtime.serving.leader import lead
+from parctl.runtime.serving.leaders import Leaders
 from parctl.runtime.serving.link import Link
 from parctl.runtime.serving.replica import build_engine
 from parctl.runtime.serving.vllm import run_vllm
@@ -68,6 +69,7 @@ def complete(
     recipe = plan.recipe
     assert recipe.generate is not None and recipe.inference is not None
     engine = build_engine(plan, mesh)
+    leaders = Leaders(mesh)
     shorten_timeout(mesh, recipe.inference)
     first = dist.get_rank() == 0
     if first:
@@ -78,6 +80,7 @@ def complete(
             engine,
             recipe,
             run_dir,
+            leaders,
             replica=mesh.data_rank,
             num_replicas=mesh.data_size,
             stop=stop,
@@ -111,6 +114,7 @@ def serve(
         front = FrontProcess(recipe, listen=address, num_replicas=mesh.data_size)
     try:
         engine = build_engine(plan, mesh)
+        leaders = Leaders(mesh)
         where: list[Any] = [None]
         if front is not None:
             port, url = front.where()
@@ -125,7 +129,7 @@ def serve(
         if front is not None:
             front.wait_ready()
             print(f"serving {recipe.name} at {url} with {mesh.describe()}", flush=True)
-        lead(engine, link, stop=stop)
+        lead(engine, link, leaders, stop=stop)
         return False
     finally:
         if front is not None:

@@ -23,7 +23,7 @@ from typing import get_args
 
 from parctl.errors import NotBuiltError, ParctlError, RunCancelledError
 from parctl.launcher.trials import Trials
-from parctl.launcher.verification import Verifier, write_text
+from parctl.launcher.verification import Trying, Verifier, write_text
 from parctl.recipes.loader import load_recipe
 from parctl.recipes.shipped import shipped_recipes
 from parctl.recipes.spec import Precision
@@ -150,7 +150,12 @@ def all_cases() -> list[Case]:
 
 
 def shipped_cases() -> list[Case]:
-    return [Case(name=f"shipped {one.name}", line=one.name) for one in shipped_recipes()]
+    """Those that train."""
+    return [
+        Case(name=f"shipped {one.name}", line=one.name)
+        for one in shipped_recipes()
+        if load_recipe(one.name).task == "train"
+    ]
 
 
 def run_case(verifier: Verifier, case: Case, precision: Precision) -> str:
@@ -191,16 +196,28 @@ def run_case(verifier: Verifier, case: Case, precision: Precision) -> str:
     return outcome
 
 
-def run_cases(cases: Sequence[tuple[Case, Precision]]) -> Counter[str]:
+Chosen = Sequence[tuple[Case, Precision]]
+
+
+def run_cases(trials: Trying, directory: Path, chosen: Chosen) -> Counter[str]:
+    """Run cases one after the other, and print how they ended."""
     outcomes: Counter[str] = Counter()
-    with TemporaryDirectory(prefix="parctl-matrix-") as directory:
-        text = Path(directory) / "text.txt"
-        write_text(text)
-        with Trials(Path(directory) / "trials") as trials:
-            verifier = Verifier(trials, text)
-            for case, precision in cases:
-                outcomes[run_case(verifier, case, precision)] += 1
+    began = time.monotonic()
+    text = directory / "text.txt"
+    write_text(text)
+    verifier = Verifier(trials, text)
+    for case, precision in chosen:
+        outcomes[run_case(verifier, case, precision)] += 1
+    print(
+        f"{len(chosen)} cases in {time.monotonic() - began:.0f} s: {outcomes['equal']} equal, "
+        f"{outcomes['refused']} refused with reason, {outcomes['WRONG']} wrong, "
+        f"{outcomes['unbuilt']} unbuilt"
+    )
     return outcomes
+
+
+def sample(chosen: Chosen, count: int, seed: str) -> Chosen:
+    return random.Random(seed).sample(chosen, min(count, len(chosen)))
 
 
 def main() -> int:
@@ -214,19 +231,17 @@ def main() -> int:
     cases = shipped_cases() if options.shipped else all_cases()
     cases = [case for case in cases if options.only in case.name]
     precisions = [name for name in get_args(Precision) if name in options.precision.split(",")]
-    chosen = [(case, precision) for precision in precisions for case in cases]
+    chosen: Chosen = [(case, precision) for precision in precisions for case in cases]
     if options.sample is not None:
-        chosen = random.Random(options.seed).sample(chosen, min(options.sample, len(chosen)))
-    began = time.monotonic()
+        chosen = sample(chosen, options.sample, options.seed)
     try:
-        outcomes = run_cases(chosen)
+        with (
+            TemporaryDirectory(prefix="parctl-matrix-") as directory,
+            Trials(Path(directory) / "trials") as trials,
+        ):
+            outcomes = run_cases(trials, Path(directory), chosen)
     except RunCancelledError:
         return 130
-    print(
-        f"{len(chosen)} cases in {time.monotonic() - began:.0f} s: {outcomes['equal']} equal, "
-        f"{outcomes['refused']} refused with reason, {outcomes['WRONG']} wrong, "
-        f"{outcomes['unbuilt']} unbuilt"
-    )
     return 1 if outcomes["WRONG"] or outcomes["unbuilt"] else 0
 
 

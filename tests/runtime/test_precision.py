@@ -64,7 +64,7 @@ def test_float8_trains_close_to_bfloat16(axes: dict[str, int], text: Path, tmp_p
 
 @pytest.mark.slow
 def test_compiled_blocks_compute_the_same(text: Path, tmp_path: Path) -> None:
-    """Nearly all of it is the C++ compiler's time. What one rank compiles, two find in its cache."""
+    """Nearly all of it is the C++ compiler. What one rank compiles, two find in its cache."""
     train = {"steps": 2}
     reference = train_to_end(plan(text, {}, train=train), tmp_path / "one")
     cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}

@@ -36,6 +36,7 @@ from parctl.planner.plan import Plan
 
 FOLDER = Path(__file__).parent / "situations"
 PATIENCE_S = 60.0
+ADMISSION = "admissionregistration.k8s.io/v1"
 KEPT_OF_NODE = ("conditions", "allocatable")
 
 
@@ -163,7 +164,7 @@ class Recorder:
         self.undo.append(lambda: self.cluster.nodes["gpu-3"].cordon(False))
 
     def hold(self, namespace: str) -> None:
-        self.other(namespace, per_node=8, nodes=("gpu-1", "gpu-2", "gpu-3"))
+        self.other(namespace, per_node=2, nodes=("gpu-1", "gpu-2", "gpu-3"))
 
     def hold_queue(self, namespace: str) -> None:
         for each in SITUATIONS["queue-full"].objects:
@@ -191,9 +192,9 @@ class Recorder:
         api = self.cluster.api
         kinds = ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration")
         for kind in kinds:
-            for each in api.list(kind, None, "admissionregistration.k8s.io/v1"):
+            for each in api.list(kind, None, ADMISSION):
                 if "jobset" in each["metadata"]["name"]:
-                    api.delete(kind, each["metadata"]["name"], None, each["apiVersion"])
+                    api.delete(kind, each["metadata"]["name"], None, ADMISSION)
         self.undo.append(lambda: self.cluster.controllers.restart("jobset"))
 
     def cancel(self, client: Client, run_id: str) -> None:

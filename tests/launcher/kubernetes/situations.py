@@ -240,12 +240,11 @@ SITUATIONS: Mapping[str, Situation] = {
         spec=KubernetesSpec(kind="job", node_selector={"pool": "a100"}),
     ),
     "larger-than-any-node": Situation(
-        sentence="a pod asks for 16 of nvidia.com/gpu, and the largest node has 8",
-        per_node=16,
+        sentence="a pod asks for 4 of nvidia.com/gpu, and the largest node has 2",
+        per_node=4,
     ),
     "gpus-held": Situation(
         sentence="every node that could take a pod has too little of nvidia.com/gpu free",
-        per_node=8,
         before="hold",
     ),
     "no-gpu-node": Situation(

@@ -98,8 +98,9 @@ def run_engines(
     form: Form,
     configs: Mapping[str, EngineConfig],
     requests: Mapping[str, Sequence[Request]],
+    dtype: torch.dtype,
 ) -> dict[str, Made]:
-    """Serve requests once with each configuration, in float64. On ranks that follow: nothing."""
+    """Serve requests once with each configuration. Returns nothing on ranks that follow."""
     mesh: RankMesh | None = None
     if form.world_size > 1:
         device = torch.device("cpu")
@@ -113,7 +114,7 @@ def run_engines(
             config,
             BatchSampler(),
             source=folder,
-            dtype=torch.float64,
+            dtype=dtype,
             mesh=mesh,
             parallelism=form.parallelism,
             stages=split_layers(model, form.axes.get("pp", 1)),

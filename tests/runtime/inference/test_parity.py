@@ -6,8 +6,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 from tests.runtime.inference.conftest import Reference
-from tests.runtime.inference.matrix import run_case, sample
+from tests.runtime.inference.matrix import Case, run_case, sample
 from tests.runtime.test_matrix import seed_of_today
 
 CASES = sample(6, seed_of_today())
@@ -17,6 +18,12 @@ CASES = sample(6, seed_of_today())
 def test_a_form_says_what_transformers_says(
     number: int, reference: Reference, tmp_path: Path
 ) -> None:
-    folder, expected = reference(CASES[number].model)
-    faults = run_case(CASES[number], folder, tmp_path, expected)
-    assert not faults, CASES[number].name
+    found = run_case(CASES[number], reference(CASES[number].model), tmp_path)
+    assert not found.faults, CASES[number].name
+
+
+def test_float32_parts_from_float64_only_where_two_tokens_are_almost_equal(
+    reference: Reference, tmp_path: Path
+) -> None:
+    case = Case(model="llama", form="tp2")
+    assert not run_case(case, reference("llama"), tmp_path, torch.float32).faults

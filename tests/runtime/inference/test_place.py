@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from tests.runtime.exchanges import ExchangeCounter
 from tests.runtime.harness import run_ranks
 from tests.runtime.inference.forms import FORMS, Form
 from tests.runtime.plans import LLAMA
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from parctl.planner.stages import split_layers
 from parctl.runtime.inference.assemble import assemble
@@ -66,21 +66,6 @@ def test_a_rank_alone_leads_and_samples() -> None:
     assert tell(place.replica, SMALL) == SMALL
 
 
-class Count(TorchDispatchMode):
-    """Counts calls of process groups."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func.namespace in ("c10d", "_c10d_functional"):
-            self.calls[func._schema.name.split("::")[1]] += 1
-        return func(*args, **(kwargs or {}))
-
-
 def count_of_one_step(form: Form) -> Counter[str]:
     """What a step of three generating sequences sends from the first rank."""
     mesh = join(form)
@@ -102,22 +87,22 @@ def count_of_one_step(form: Form) -> Counter[str]:
         engine.add(Request(id=str(index), prompt_tokens=prompt, sampling=Sampling(max_tokens=9)))
     for _ in range(4):
         engine.step()
-    with Count() as mode:
+    counter = ExchangeCounter()
+    with counter:
         engine.step()
     engine.close()
-    return mode.calls
+    return counter.counts
 
 
 def calls_of(form: str, directory: Path) -> Counter[str]:
     results = run_ranks(count_of_one_step, FORMS[form].world_size, directory, FORMS[form])
     calls: Counter[str] = results[0]
-    calls.pop("wait_tensor", None)
     return calls
 
 
 def test_a_step_under_tp_is_one_message_and_two_sums_per_layer(tmp_path: Path) -> None:
     # sums: the embedding, and two in each of two layers; the gather is that of the logits
-    assert calls_of("tp2", tmp_path) == {"broadcast_": 1, "all_reduce": 5, "allgather_": 1}
+    assert calls_of("tp2", tmp_path) == {"broadcast_": 1, "AR": 5, "allgather_": 1}
 
 
 def test_a_step_of_a_pipeline_is_one_message_one_stream_and_the_tokens(tmp_path: Path) -> None:
@@ -126,4 +111,4 @@ def test_a_step_of_a_pipeline_is_one_message_one_stream_and_the_tokens(tmp_path:
 
 
 def test_a_step_over_cp_is_one_message_and_one_merge_per_layer(tmp_path: Path) -> None:
-    assert calls_of("ring2", tmp_path) == {"broadcast_": 1, "all_gather_into_tensor": 2}
+    assert calls_of("ring2", tmp_path) == {"broadcast_": 1, "AG": 2}

@@ -106,11 +106,20 @@ def test_a_bad_chat_template_is_refused(tmp_path: Path) -> None:
         refuse_bad_inference(recipe(tmp_path, ["inference.chat_template=chat.jinja"]))
 
 
-def test_experts_stay_inside_a_replica(tmp_path: Path) -> None:
-    given = recipe(tmp_path, ["model=tiny-moe", "parallelism=DP2+EP2"])
-    with pytest.raises(NotBuiltError, match="EP2 over replicas"):
-        refuse_unbuilt(given, {"dp": 2, "ep": 2})
-    refuse_unbuilt(recipe(tmp_path, ["model=tiny-moe", "parallelism=TP2+EP2"]), {"tp": 2, "ep": 2})
+def test_what_the_engine_does_not_do_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotBuiltError, match="LAYER"):
+        refuse_unbuilt(recipe(tmp_path, ["parallelism=LAYER2"]), {"pp": 2})
+    with pytest.raises(NotBuiltError, match="vllm for task generate"):
+        given = recipe(tmp_path, ["inference.engine=vllm"], task="generate")
+        refuse_unbuilt(given, {"tp": 2})
+    with pytest.raises(NotBuiltError, match="s3://bucket"):
+        refuse_unbuilt(recipe(tmp_path, ["checkpoint.dir=s3://bucket/x"]), {"tp": 2})
+
+
+def test_sizes_that_do_not_divide_are_told_with_the_arithmetic(tmp_path: Path) -> None:
+    given = recipe(tmp_path, ["parallelism=CP3@ulysses"])
+    with pytest.raises(UsageError, match="heads of a tp rank = 8 is no multiple of 3"):
+        refuse_unbuilt(given, {"cp": 3})
 
 
 def test_a_plan_of_inference_is_read_back_as_it_was(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.launcher.runs import BACKEND, directory, left, log
+from tests.launcher.runs import BACKEND, directory, left, log, until
 from tests.runtime.serving.endpoint import MODEL, Endpoint, serving, url_of
 
 from parctl.launcher.backend import State
@@ -106,7 +106,7 @@ def test_told_to_end_it_answers_what_is_under_way_and_takes_nothing_new(tmp_path
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert [rank.state for rank in status.ranks] == ["exited 143"]
-        assert not left("drain-1")
+        until(lambda: not left("drain-1"))
 
 
 def test_replicas_share_calls_and_common_beginnings_stay_together(tmp_path: Path) -> None:

@@ -1,0 +1,100 @@
+"""A network that fails while a run is launched, and a head that dies under one."""
+
+import os
+import socket
+import socketserver
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from tests.launcher.ray.cluster import RayCluster, start_cluster
+from tests.launcher.ray.runs import SMALL_NODES, in_state, launch, processes, script, until
+
+from parctl.cli.main import run as parctl
+from parctl.errors import BackendError
+from parctl.launcher.backend import State
+from parctl.launcher.ray.backend import RayBackend
+from parctl.launcher.run_id import new_run_id
+
+UP = [sys.executable, "-S", "-c", "import time; print('up', flush=True); time.sleep(600)"]
+MATRIX = "PARCTL_MATRIX" in os.environ
+
+
+class CutsUploads(socketserver.BaseRequestHandler):
+    """Passes requests on to the dashboard, but closes in the middle of an upload."""
+
+    target: tuple[str, int]
+
+    def handle(self) -> None:
+        with socket.create_connection(self.target) as dashboard:
+            first = self.request.recv(65536)
+            if first.startswith(b"PUT "):
+                dashboard.sendall(first[:1000])
+                return
+            dashboard.sendall(first)
+            dashboard.settimeout(20)
+            with suppress(OSError):
+                while data := dashboard.recv(65536):
+                    self.request.sendall(data)
+
+
+@pytest.fixture
+def cutting(cluster: RayCluster) -> Iterator[str]:
+    parts = urlsplit(cluster.address)
+    CutsUploads.target = (str(parts.hostname), int(parts.port or 0))
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), CutsUploads) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_an_upload_that_is_cut_starts_nothing_and_can_be_repeated(
+    cutting: str,
+    cluster: RayCluster,
+    backend: RayBackend,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, run_id = script(tmp_path, ["/bin/true"], {"dp": 2, "tp": 2}), new_run_id("cut")
+    words = ["launch", source, "-b", "ray", "--set", SMALL_NODES, "--run-id", run_id]
+
+    assert parctl([*words, "--address", cutting]) == 5
+    said = capsys.readouterr().err
+    assert "could not be sent: Ray at" in said
+    assert run_id not in [run.run_id for run in backend.list()]
+
+    monkeypatch.setenv("PARCTL_ADDRESS", cluster.address)
+    assert parctl(words) == 0
+    assert capsys.readouterr().out == f"{run_id}\n"
+    in_state(backend, run_id, State.SUCCEEDED)
+    assert parctl(words) == 0  # the same again is the same run
+    assert "this run exists already with the same plan" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not MATRIX, reason="a cluster of its own: make matrix-ray")
+def test_when_the_head_dies_no_rank_stays(
+    clean_environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = start_cluster({"only-0": {"num_gpus": 4, "num_cpus": 4}})
+    try:
+        for name, value in cluster.environment.items():
+            monkeypatch.setenv(name, value)
+        backend, run_id = RayBackend(), new_run_id("head")
+        launch(script(tmp_path, UP, {"dp": 2, "tp": 2}), run_id=run_id)
+        in_state(backend, run_id, State.RUNNING)
+        assert processes(run_id)
+        cluster.kill_head()
+
+        until(lambda: not processes(run_id), seconds=60)
+        with pytest.raises(BackendError, match="does not answer"):
+            backend.status(run_id)
+    finally:
+        cluster.close()
