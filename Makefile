@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TESTS ?= tests
 
-.PHONY: demo test test-deps cluster-deps cluster cluster-down matrix-runtime matrix-inference ray-cluster matrix-ray check format bench clean
+.PHONY: demo test test-deps cluster-deps cluster cluster-down matrix-kubernetes matrix-runtime matrix-inference ray-cluster matrix-ray check format bench clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "parctl needs Python 3.11 or newer; make PYTHON=python3.12 ...")'
@@ -53,6 +53,10 @@ matrix-ray: $(INSTALLED)
 matrix-inference: $(INSTALLED)
 	$(BIN)/python -m tests.runtime.inference.matrix
 	$(BIN)/python -m tests.runtime.inference.block_operations
+
+# Twenty launches into a cluster in disorder, and every model in every shape beside a local run.
+matrix-kubernetes: $(INSTALLED)
+	$(BIN)/python -m tests.launcher.kubernetes.matrix
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ those: that is what to expect for a model that nobody has published yet. `--fit`
 fitted to all rows.
 
     python benchmarks/plan_accuracy.py --runs published_runs.yaml [--jsonl OUT] [--cross] [--fit]
+        [--residuals OUT]
 """
 
 import argparse
@@ -27,6 +28,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, not with -m
 
 from benchmarks import time_fit
+from benchmarks.plan_residuals import write_residuals
 from benchmarks.published_memory import peak_memory
 from benchmarks.published_runs import CannotPredict, Run, read_run
 
@@ -72,6 +74,9 @@ def main() -> None:
     parser.add_argument("--jsonl", type=Path)
     parser.add_argument("--cross", action="store_true", help="predict families left out of the fit")
     parser.add_argument("--fit", action="store_true", help="print constants fitted to all rows")
+    parser.add_argument(
+        "--residuals", type=Path, help="write every row's error and its likely cause"
+    )
     given = parser.parse_args()
     rows = yaml.load(given.runs.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     predictions, refused = predict(rows)
@@ -86,7 +91,11 @@ def main() -> None:
     if given.fit:
         print_constants(time_fit.fit(runs))
     if given.cross:
-        cross(runs)
+        apart = cross(runs)
+        if given.residuals:
+            write_residuals(given.residuals, apart, "constants fitted without the run's family")
+    elif given.residuals:
+        write_residuals(given.residuals, predictions, "constants fitted to all runs")
 
 
 def predict(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Prediction], dict[str, str]]:
@@ -240,18 +249,17 @@ def print_constants(constants: Constants) -> None:
     print()
 
 
-def cross(runs: Sequence[Run]) -> None:
+def cross(runs: Sequence[Run]) -> list[Prediction]:
     """Predict every family by constants that were fitted without it."""
     fits = time_fit.left_out(runs)
-    report(
-        "Families left out of the fit",
-        [predicted(run, fits[run.family], wait=even_waiting) for run in runs],
-    )
+    predictions = [predicted(run, fits[run.family], wait=even_waiting) for run in runs]
+    report("Families left out of the fit", predictions)
     print("Constants, and how far they move when a family is left out:")
     for field in fields(Constants):
         values = [getattr(constants, field.name) for constants in fits.values()]
         own = getattr(FITTED, field.name)
         print(f"  {field.name:24} {own:9.3g}  {min(values):9.3g} to {max(values):9.3g}")
+    return predictions
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from tests.planner.live_bytes import measure
 from parctl.planner.degrees import Degrees, with_degrees
 from parctl.planner.memory import estimate_memory
 from parctl.recipes.loader import load_recipe
-from parctl.recipes.spec import Recipe
+from parctl.recipes.spec import Precision, Recipe, Recompute
 
 GOAL = 0.05  # of the median relative error
 GPT = {
@@ -36,8 +36,8 @@ DEEP = {"num_layers": 12}
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     axes: Mapping[str, int]
-    recompute: str = "none"
-    precision: str = "fp32"
+    recompute: Recompute = "none"
+    precision: Precision = "fp32"
     sp: bool = False
     model: Mapping[str, Any] | None = None
     train: Mapping[str, Any] | None = None

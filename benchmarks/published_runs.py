@@ -9,7 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from benchmarks.published_software import attention_of, release, tensor_overlap, year_of
+from benchmarks.published_software import (
+    TUNED,
+    attention_of,
+    release,
+    stack_of,
+    tensor_overlap,
+    year_of,
+)
 
 from parctl.planner.degrees import Degrees
 from parctl.planner.flops import attention_flops_per_token, matmul_parameters
@@ -129,7 +136,7 @@ def job_of_row(row: Mapping[str, Any]) -> Job:
         micro_batch=int(micro_batch),
         num_micro_batches=num_micro_batches,
         arithmetic=arithmetic,
-        repeated=REPEATED.get(str(parallelism.get("recompute")), NOTHING),
+        repeated=repeated_of(row, year),
         gathers_each=zero_stage == 3 and degrees.pp == 1,
         scatters_each=zero_stage == 3 and degrees.pp == 1,
         gathered_bytes=2.0 if arithmetic == "bf16" else 1.0,
@@ -143,6 +150,14 @@ def job_of_row(row: Mapping[str, Any]) -> Job:
         product=product,
         fabric=fabric_of(hardware, product, num_gpus, one_ring=sharded_early(parallelism, year)),
     )
+
+
+def repeated_of(row: Mapping[str, Any], year: int) -> Repeated:
+    """torch's checkpoints stop early since 2023; Megatron's own run a layer to its end."""
+    found = REPEATED.get(str(row["parallelism"].get("recompute")), NOTHING)
+    if year >= 2023 and not any(mark in stack_of(row) for mark in TUNED):
+        return replace(found, last=False)
+    return found
 
 
 def model_of(model: Mapping[str, Any]) -> ModelSpec:

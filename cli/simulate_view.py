@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from parctl.cli.plan_view import groups_table, headline, time_lines, verdict
-from parctl.launcher.simulation import LARGEST_OBJECT, Rendered, Saving, Simulation
+from parctl.launcher.rendered import LARGEST_OBJECT, Rendered
+from parctl.launcher.simulation import Saving, Simulation
 from parctl.planner.node_loss import NodeLoss
 from parctl.planner.plan import Plan
 from parctl.planner.sizes import size_text

@@ -42,8 +42,8 @@ def status(
     if output in ("json", "yaml"):
         print_document(to_json(found), output)
         return
-    rows = owner.metrics(run_id)
-    for name, value in (*_facts(found), *predictions(rows[-1] if rows else {})):
+    reports = owner.metrics(run_id)
+    for name, value in (*_facts(found), *predictions(reports[-1] if reports else {})):
         print(f"{name + ':':<10} {value}")
     if output == "wide":
         print()

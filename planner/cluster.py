@@ -1,5 +1,7 @@
 """The cluster that a recipe is planned for when the user names one, or none."""
 
+from dataclasses import replace
+
 from parctl.errors import UsageError
 from parctl.planner.degrees import devices_asked_for
 from parctl.recipes.spec import Recipe
@@ -11,7 +13,7 @@ def cluster_for(recipe: Recipe, source: str | None, num_devices: int | None = No
     """Find the cluster: a line such as `h100:16x8`, a file, or this machine (None or `local`).
 
     CPU devices are only slots for ranks, so on a machine without GPUs there are as many as the
-    recipe's degrees multiply to, when it gives all of them.
+    recipe's degrees multiply to, when it gives all of them; else as many as cores, with a warning.
     """
     topology = discover(source, num_devices=num_devices)
     if not topology.nodes:
@@ -27,6 +29,13 @@ def cluster_for(recipe: Recipe, source: str | None, num_devices: int | None = No
         )
     asked_for = devices_asked_for(recipe.parallelism)
     is_cpu = topology.nodes[0].hardware.kind == "cpu"
-    if num_devices is None and source in (None, "local") and asked_for is not None and is_cpu:
-        return discover(source, num_devices=asked_for)
+    if num_devices is None and source in (None, "local") and is_cpu:
+        if asked_for is not None:
+            return discover(source, num_devices=asked_for)
+        count = topology.num_devices
+        said = (
+            f"this machine has no GPU: a degree that is left open shares its {count} CPU cores; "
+            "`--devices N` plans for another number of ranks"
+        )
+        return replace(topology, warnings=(*topology.warnings, said))
     return topology

@@ -72,11 +72,6 @@ def advice(plan: Plan) -> str:
     return "no change of one or two fields fits here"
 
 
-def smallest_change(plan: Plan) -> Change | None:
-    """Find the mildest change, or pair of changes, at which the plan fits on the same devices."""
-    return next(iter(smallest_changes(plan, most=1)), None)
-
-
 def smallest_changes(plan: Plan, *, most: int = MOST_CHANGES) -> list[Change]:
     """Find up to `most` changes of one field that fit, each of another kind, the mildest first.
 

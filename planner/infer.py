@@ -20,7 +20,7 @@ In this order, given degrees first:
 
 Where no data axis is left open, the first open one of pp, cp, tp takes the rest. `auto` is what the
 search (`parctl.planner.search`) finds fastest; where time cannot be predicted, as on CPUs, it is
-the first of `AUTO_FORMS` that fits.
+the first of `AUTO_FORMS` that fits (of `REPLICA_FORMS` for jobs that make tokens).
 """
 
 from dataclasses import replace
@@ -54,6 +54,7 @@ from parctl.topology.placement.request import product_text
 
 # `sp` comes with `tp`, `ep` joins in models with experts
 AUTO_FORMS = (("dp",), ("fsdp",), ("tp", "fsdp"), ("tp", "pp", "fsdp"), ("pp", "fsdp"))
+REPLICA_FORMS = (("dp",), ("dp", "tp"), ("dp", "tp", "pp"))  # of jobs that make tokens
 
 
 def resolve_degrees(
@@ -135,7 +136,7 @@ def _auto_by_rule(recipe: Recipe, devices: Devices, largest_tp: int) -> Resoluti
         )
     explain: list[str] = []
     placed: list[tuple[int, Resolution]] = []
-    for form in AUTO_FORMS:
+    for form in REPLICA_FORMS if recipe.inference else AUTO_FORMS:
         axes = (*form, "ep") if recipe.model.moe and form != ("dp",) else form
         name = "+".join(axis.upper() for axis in axes)
         if "tp" in axes and largest_tp < 2:

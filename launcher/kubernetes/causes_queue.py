@@ -100,6 +100,13 @@ def _waiting(facts: Facts, entry: Object) -> Cause:
     events = [event_line(event) for event in events_of(facts, "Pending")[:1]]
     if "doesn't exist" in message or "inactive" in message:
         return Cause(sentence=f"Kueue cannot queue the run: {message}", fix=None)
+    if "requested level" in message or "TopologyAwareScheduling" in message:
+        return Cause(
+            sentence=f"queue {facts.queue} does not place by the tier that the run asks for: "
+            f"{message}",
+            fix="correct `launch.kubernetes.topology`, or use a queue whose flavor has that level",
+            evidence=tuple(events),
+        )
     if "topology" in message.lower() and "insufficient" not in message.lower():
         return Cause(
             sentence=f"Kueue finds no {_domain(message)} with room for all pods: {message}",

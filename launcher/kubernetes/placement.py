@@ -17,6 +17,7 @@ REQUIRED = "kueue.x-k8s.io/podset-required-topology"
 PREFERRED = "kueue.x-k8s.io/podset-preferred-topology"
 # a preference is copied into every pod: beyond so many names it costs more than it gives
 MAX_PREFERRED = 64
+KUEUE = "kueue"  # how a node's tiers are marked when they are levels of a Kueue Topology
 FROM_CLUSTER = "k8s "  # how `Topology.source` begins when node names are those of a cluster
 
 
@@ -80,6 +81,9 @@ def topology_request(plan: Plan, spec: KubernetesSpec, topology: Topology | None
         return {}
     planned = set(_planned_nodes(plan))
     nodes = [node for node in topology.nodes if node.name in planned]
+    # a queue refuses levels that no Topology of Kueue has
+    if not nodes or any(node.sources.get("tiers") != KUEUE for node in nodes):
+        return {}
     for level, key in enumerate(topology.tiers):
         values = {node.tiers[level] for node in nodes}
         if key != HOSTNAME and len(values) == 1 and values != {"?"}:

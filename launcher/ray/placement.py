@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from parctl.errors import CannotPlaceError, ParctlError
+from parctl.launcher.ray.agents import described, start_agent, start_agents
 from parctl.launcher.ray.cluster import NodeState, count_waiting, read_holders, read_nodes
 from parctl.launcher.ray.environment import ranks_by_node
 from parctl.launcher.ray.fewer import plan_for_fewer
@@ -22,7 +23,6 @@ from parctl.launcher.ray.team import Member, Team
 from parctl.planner.plan import Plan
 from parctl.planner.request import request_of
 from parctl.topology.model import Topology
-from parctl.topology.names import few
 from parctl.topology.placement.late_binding import rebind
 from parctl.topology.sources.ray import read_cluster
 from parctl.topology.sources.ray_dashboard import Dashboard
@@ -110,18 +110,14 @@ class Placer:
         lost = placed.team.lost
         if not all(member.node_id in alive for member in lost):
             return False
-        order = list(placed.team.members)
         needs = self._needs(placed.plan)
         try:
             for member in lost:
                 ray.kill(member.actor)  # one whose node process alone has ended
-                actor = self._start_agent(
-                    placed.group,
-                    order.index(member.node),
-                    member.node,
-                    needs[member.node],
-                )
-                (again,) = self._described(
+                index = list(placed.team.members).index(member.node)
+                need = needs[member.node]
+                actor = start_agent(placed.group, index, member.node, need, self._settings)
+                (again,) = described(
                     {member.node: actor},
                     timeout_s=MEND_S,
                     meanwhile=lambda: list(placed.team.news(0)),  # the others are not to feel alone
@@ -215,7 +211,7 @@ class Placer:
             ray.util.remove_placement_group(group)
             return None
         try:
-            members = self._described(self._start_agents(group, needs), timeout_s=AGENT_S)
+            members = self._start(group, needs)
             plan, more = self._on_given_devices(plan, members)
         except ray.exceptions.ActorDiedError:  # a node died just now: look again
             ray.util.remove_placement_group(group)
@@ -231,7 +227,7 @@ class Placer:
 
         needs = dict(zip(names, self._needs(self._plan).values(), strict=True))
         try:
-            members = self._described(self._start_agents(group, needs), timeout_s=AGENT_S)
+            members = self._start(group, needs)
             real = self._looked_into(members)
             there = {
                 member.node: _numbers(member.gpus) if self._kind == "gpu" else None
@@ -248,89 +244,8 @@ class Placer:
             changes=binding.difference.sentences,
         )
 
-    def _start_agents(self, group: Any, needs: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-        """One agent per bundle, in their order; by node."""
-        return {
-            name: self._start_agent(group, index, name, need)
-            for index, (name, need) in enumerate(needs.items())
-        }
-
-    def _start_agent(self, group: Any, index: int, name: str, need: Mapping[str, float]) -> Any:
-        import ray
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        from parctl.launcher.ray.agent import Agent
-
-        return (
-            ray.remote(Agent)
-            .options(
-                num_cpus=need["CPU"],
-                num_gpus=need.get("GPU", 0),
-                max_restarts=0,
-                max_concurrency=4,  # a poll waits while orders arrive
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    placement_group=group, placement_group_bundle_index=index
-                ),
-            )
-            .remote(name, dict(self._settings))
-        )
-
-    def _described(
-        self,
-        actors: Mapping[str, Any],
-        *,
-        timeout_s: float,
-        meanwhile: Callable[[], object] = lambda: None,
-    ) -> list[Member]:
-        """Wait until every agent has said where it is and what there is.
-
-        `meanwhile` is called every second. Raises ParctlError when one does not start, or its node
-        lacks what the run needs.
-        """
-        import ray
-
-        questions = {actor.describe.remote(): name for name, actor in actors.items()}
-        deadline, waiting = time.monotonic() + timeout_s, list(questions)
-        while waiting and time.monotonic() < deadline:
-            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=1.0)
-            meanwhile()
-        if waiting:
-            raise ParctlError(
-                f"the agent did not start in {timeout_s:g} s on "
-                f"{few([questions[question] for question in waiting])}",
-                hint="Ray's logs of that node say why: runtime_env_agent.log, raylet.out",
-            )
-        try:
-            answers = ray.get(list(questions))
-        except ray.exceptions.RuntimeEnvSetupError as error:
-            said = str(error).strip().splitlines()
-            raise ParctlError(
-                f"a node could not unpack what was sent: {said[-1][:300] if said else error}",
-                hint="Ray's runtime_env_agent.log of that node says more",
-            ) from error
-        missing = [
-            f"{answer['node']} ({answer['python']}): {', '.join(answer['missing'])}"
-            for answer in answers
-            if answer["missing"]
-        ]
-        if missing:
-            raise ParctlError(
-                f"the nodes lack what the run needs: {'; '.join(missing)}",
-                hint="install it in the environment that Ray runs in there",
-            )
-        return [
-            Member(
-                node=answer["node"],
-                node_id=answer["node_id"],
-                address=answer["address"],
-                pid=answer["pid"],
-                gpus=tuple(answer["gpus"]),
-                python=answer["python"],
-                inside=answer["inside"],
-                actor=actors[answer["node"]],
-            )
-            for answer in answers
-        ]
+    def _start(self, group: Any, needs: Mapping[str, Mapping[str, float]]) -> list[Member]:
+        return described(start_agents(group, needs, self._settings), timeout_s=AGENT_S)
 
     def _on_given_devices(self, plan: Plan, members: list[Member]) -> tuple[Plan, tuple[str, ...]]:
         """Lay the job out anew on the devices that came up, where they are not as planned.

@@ -52,13 +52,14 @@ def layer(job: Job, constants: Constants, index: int) -> Passes:
     """Layer `index` of the model, for one micro-batch."""
     speed = rates(job, constants)
     width = 2.0 if job.arithmetic == "bf16" else 1.0
-    products = sum(
+    each = [
         product_time(
             tokens, rows, columns, speed.products, speed.memory, width, constants.gemm_traffic
         )
         * count
         for tokens, rows, columns, count in layer_products(job, index)
-    )
+    ]
+    products = sum(each)
     attention = attention_time(job, speed, index)
     elements = element_bytes(job, index) * constants.passes / speed.memory
     host = 0.0
@@ -68,7 +69,7 @@ def layer(job: Job, constants: Constants, index: int) -> Passes:
     again = job.repeated
     return Passes(
         forward=products + attention[0] + elements + host,
-        again=again.products * (products + host)
+        again=again.products * (products + host - (0.0 if again.last else each[-1]))
         + again.attention * attention[0]
         + again.elements * elements,
         inputs=products + attention[1] + elements * BACKWARD_MEMORY + host,

@@ -27,14 +27,17 @@ class Repeated:
     products: float = 0.0
     attention: float = 0.0
     elements: float = 0.0
+    last: bool = True  # the last product, too, though nothing in backward needs its result
 
 
 NOTHING, ALL = Repeated(), Repeated(1.0, 1.0, 1.0)
+# torch stops once backward has what it needs (torch.utils.checkpoint, not reentrant)
+STOPPED = Repeated(1.0, 1.0, 1.0, last=False)
 REPEATED: Mapping[Recompute, Repeated] = {
     "none": NOTHING,
     "selective": Repeated(elements=1.0),  # results of products, attention and reductions are kept
-    "full": ALL,
-    "partitioned": ALL,
+    "full": STOPPED,
+    "partitioned": STOPPED,
 }
 
 

@@ -36,6 +36,7 @@ from parctl.recipes.spec import TrainSpec
 from parctl.runtime.execution.offload import to_device, to_host
 from parctl.runtime.model.linear import Linear, nothing
 from parctl.runtime.model.product import onednn_linear
+from parctl.runtime.model.short_attention import OPERATION as SHORT_ATTENTION
 from parctl.runtime.model.transformer import Transformer
 from parctl.runtime.parallel.collectives import TOKENS, all_gather_tokens
 from parctl.runtime.parallel.ring_attention import OPERATION as RING_ATTENTION
@@ -70,6 +71,7 @@ DEAR = (
         aten._scaled_dot_product_efficient_attention.default,
         aten._scaled_dot_product_cudnn_attention.default,
         RING_ATTENTION,
+        SHORT_ATTENTION,
     }
 )
 

@@ -46,7 +46,7 @@ class EngineStats:
     num_blocks: int
     free_blocks: int
     block_bytes: int  # of one block on this rank, all its layers
-    token_bytes: int  # of one token's keys and values, on all cp ranks together
+    token_bytes: int  # of one token's keys and values in this rank's layers and heads
     held_tokens: int  # whose keys and values are in blocks that sequences hold, shared ones once
     held_slots: int  # room for tokens in these blocks
     prompt_tokens: int
@@ -171,8 +171,17 @@ class Engine:
                 hand_to_leader(self._place, sampled)
 
     def close(self) -> None:
-        """Let the other ranks' `follow` return. Requests that are there are dropped."""
+        """Let the other ranks' `follow` return. Requests that are there are dropped.
+
+        Where replicas step together it steps on, without requests, until all have done their work.
+        """
         assert self.is_leader
+        if self._place.together:
+            self._inbox.added.clear()
+            for sequence in self._scheduler.sequences():
+                self.cancel(sequence.request.id)
+            while self.unfinished():
+                self.step()
         tell(self._place.replica, News(sampled=self._sampled, stop=True))
 
     def stats(self) -> EngineStats:

@@ -77,6 +77,9 @@ def build_stage(
     )
     with torch.device("meta"):
         transformer = Transformer(model, part).to(dtype)
+    for _, moe in expert_parallel.experts_of(transformer):
+        if moe.router.bias is not None:  # rounded to half a type it would choose other experts
+            moe.router.bias = moe.router.bias.to(torch.promote_types(dtype, torch.float32))
     part_of_step = None
     if mesh is not None:
         assert parallelism is not None

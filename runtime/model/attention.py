@@ -18,6 +18,7 @@ from parctl.runtime.model.dropout import own_stream
 from parctl.runtime.model.linear import Exchange, Linear, nothing
 from parctl.runtime.model.norm import RmsNorm
 from parctl.runtime.model.rope import Rotation, rotate
+from parctl.runtime.model.short_attention import is_faster, short_attention
 
 
 class Kernel(Protocol):
@@ -33,7 +34,7 @@ class Kernel(Protocol):
 
 
 class LocalKernel:
-    """Attention over tokens that are all here, by torch's fused kernels."""
+    """Attention over tokens that are all here, by torch's fused kernels where they are fastest."""
 
     def __init__(self, *, causal: bool, scale: float | None = None) -> None:
         self._causal, self._scale = causal, scale  # of the products; None: 1 / sqrt(head_dim)
@@ -57,6 +58,10 @@ class LocalKernel:
         if missing and q_BSNH.device.type == "cpu":  # nor values narrower than keys
             v_BSKH = F.pad(v_BSKH, (0, missing))
         q, k, v = (x.transpose(1, 2) for x in (q_BSNH, k_BSKH, v_BSKH))
+        if mask is None and dropout == 0 and is_faster(q, k):
+            scale = self._scale or q.shape[-1] ** -0.5
+            mixed: Tensor = short_attention(q, k, v, self._causal, scale)
+            return mixed.transpose(1, 2)[..., :value_dim]
         out = F.scaled_dot_product_attention(
             q,
             k,

@@ -24,6 +24,7 @@ from tests.cluster.machine import CGROUPS, Machine, command, wait_until
 from tests.cluster.node import IMAGES, Node, NodeSpec
 
 KUEUE = "kueue.x-k8s.io/v1beta2"
+RBAC = "rbac.authorization.k8s.io"
 ROOT = Path("/tmp/parctl-clusters")  # short: sockets lie under it
 
 # One node without GPUs; two equal ones of one rack; one of another block that is tainted. Few GPUs,
@@ -126,26 +127,20 @@ class Cluster:
         self.api.apply({**claim, "spec": {**wanted, **requests}}, namespace=namespace)
         return folder
 
-    def user(self, namespace: str, rules: list[Object]) -> Path:
+    def user(
+        self, namespace: str, rules: list[Object], *, cluster_rules: list[Object] | None = None
+    ) -> Path:
         """The kubeconfig of a new service account that may do just what the rules say."""
         name = f"user-{uuid.uuid4().hex[:8]}"
         meta = {"name": name, "namespace": namespace}
         self.api.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta})
-        rbac = "rbac.authorization.k8s.io"
-        self.api.apply(
-            {"apiVersion": f"{rbac}/v1", "kind": "Role", "metadata": meta, "rules": rules}
-        )
-        subject = {"kind": "ServiceAccount", "name": name, "namespace": namespace}
-        role = {"apiGroup": rbac, "kind": "Role", "name": name}
-        self.api.apply(
-            {
-                "apiVersion": f"{rbac}/v1",
-                "kind": "RoleBinding",
-                "metadata": meta,
-                "subjects": [subject],
-                "roleRef": role,
-            }
-        )
+        subject = {"kind": "ServiceAccount", **meta}
+        for prefix, allowed in (("", rules), ("Cluster", cluster_rules or [])):
+            role = {"apiGroup": RBAC, "kind": f"{prefix}Role", "name": name}
+            item = {"apiVersion": f"{RBAC}/v1", "metadata": meta if not prefix else {"name": name}}
+            self.api.apply({**item, "kind": f"{prefix}Role", "rules": allowed})
+            bound = {"subjects": [subject], "roleRef": role}
+            self.api.apply({**item, "kind": f"{prefix}RoleBinding", **bound})
         return self.authority.token_kubeconfig(name, self.token(namespace, name), namespace)
 
     def token(self, namespace: str, service_account: str, *, seconds: int = 3600) -> str:

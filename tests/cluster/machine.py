@@ -20,6 +20,8 @@ from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 NETWORK_NAMESPACES = Path("/run/netns")
+FILE_WATCHES = Path("/proc/sys/fs/inotify/max_user_instances")
+MANY_FILE_WATCHES = 1024
 CLONE_NEWNET = 0x40000000
 # The daemon is nobody's child, so that it outlives its starter without a word; it joins the cgroup
 # before the program starts, so that no child of it is ever outside.
@@ -80,6 +82,9 @@ class Machine:
     # ---------------------------------------------------------------- network
 
     def make_namespace(self) -> None:
+        # every kubelet and controller watches files; the usual 128 are for one desktop
+        if int(FILE_WATCHES.read_text()) < MANY_FILE_WATCHES:
+            FILE_WATCHES.write_text(str(MANY_FILE_WATCHES))
         if not self.namespace.exists():
             command("ip", "netns", "add", self.namespace.name)
 

@@ -132,7 +132,8 @@ def test_measuring_on_this_machine_ends_in_a_file_that_plans_read(
 def test_a_script_has_nothing_to_measure(tmp_path: Path) -> None:
     recipe = tmp_path / "script.yaml"
     recipe.write_text(
-        "version: 1\nname: probe\ntask: script\nparallelism: DP2\nscript: {command: [python, x.py]}\n"
+        "version: 1\nname: probe\ntask: script\nparallelism: DP2\n"
+        "script: {command: [python, x.py]}\n"
     )
     with pytest.raises(UsageError) as refused:
         bench_plan(load_recipe(str(recipe)), parse_cluster("cpu:1x2"), backend="local")

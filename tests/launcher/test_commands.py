@@ -254,9 +254,11 @@ def test_an_id_that_breaks_the_rules_exits_2(recipe: str, run_id: str, capsys: C
     assert capsys.readouterr().err.startswith(f"error: run id `{run_id}` ")
 
 
-def test_a_back_end_that_is_not_built_exits_2(recipe: str, capsys: Capture) -> None:
-    assert parctl(["launch", recipe, "-b", "ray"]) == 2
-    assert "back end `ray` is not built in this version" in capsys.readouterr().err
+def test_a_back_end_that_does_not_exist_exits_2(recipe: str, capsys: Capture) -> None:
+    assert parctl(["launch", recipe, "-b", "slurm"]) == 2
+    error = capsys.readouterr().err
+    assert "there is no back end `slurm`" in error
+    assert "one of local, ray, kubernetes" in error
 
 
 def test_the_fields_of_status_are_those_that_are_documented(recipe: str, capsys: Capture) -> None:

@@ -6,14 +6,8 @@ import pytest
 
 from parctl.errors import CannotPlaceError, UsageError
 from parctl.launcher.local_manifest import local_document
-from parctl.launcher.simulation import (
-    Rendered,
-    pods_of,
-    read_failure,
-    render_on,
-    saved_bytes,
-    simulate,
-)
+from parctl.launcher.rendered import Rendered, pods_of, render_on
+from parctl.launcher.simulation import read_failure, saved_bytes, simulate
 from parctl.planner.make import make_plan
 from parctl.recipes.loader import load_recipe
 from parctl.recipes.parameters import count_parameters

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from parctl.errors import DoesNotFitError
-from parctl.planner.fit import devices_needed, refuse_misfit, smallest_change, smallest_changes
+from parctl.planner.fit import Change, devices_needed, refuse_misfit, smallest_changes
 from parctl.planner.make import make_plan
 from parctl.planner.plan import Plan
 from parctl.recipes.loader import load_recipe
@@ -14,6 +14,10 @@ from parctl.topology.synthetic import parse_cluster
 
 def plan(line: str, cluster: str, *overrides: str) -> Plan:
     return make_plan(load_recipe(line, overrides), parse_cluster(cluster))
+
+
+def smallest_change(made: Plan) -> Change | None:
+    return next(iter(smallest_changes(made, most=1)), None)
 
 
 def test_what_fits_passes() -> None:

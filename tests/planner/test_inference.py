@@ -120,6 +120,18 @@ def test_tp_is_the_smallest_at_which_a_sequence_fits() -> None:
     assert plan("llama-70b-serve", "h100:2x8", longer).layout.axes == {"dp": 4, "tp": 4}
 
 
+@pytest.mark.parametrize(
+    ("name", "cluster", "axes"),
+    [
+        ("tiny-llama-generate", "h100:1x4", {"dp": 4}),
+        ("llama-70b-serve", "h100:2x8", {"dp": 8, "tp": 2}),
+        ("llama-405b-serve", "h100:2x8", {"pp": 2, "dp": 1, "tp": 8}),
+    ],
+)
+def test_auto_takes_as_many_replicas_as_fit(name: str, cluster: str, axes: dict[str, int]) -> None:
+    assert dict(plan(name, cluster, ["parallelism=auto"]).layout.axes) == axes
+
+
 def test_the_plan_says_what_the_engine_is_to_have() -> None:
     made = plan("llama-70b-serve", "h100:1x8")
     assert made.memory["max_sequences"] == made.memory["num_blocks"] // 512

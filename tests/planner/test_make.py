@@ -173,6 +173,13 @@ def test_cpu_devices_are_as_many_as_the_degrees_ask_for() -> None:
         pytest.skip("this machine has GPUs, which are not made up")
     assert topology.num_devices == 4
     assert cluster_for(recipe, None, 6).num_devices == 6
+    said = "a degree that is left open"
+    assert not any(said in warning for warning in topology.warnings)
+    # an open degree takes what there is, and that is said
+    cores = cluster_for(load_recipe("tiny-llama: FSDP"), None)
+    assert cores.warnings[-1].startswith(
+        f"this machine has no GPU: a degree that is left open shares its {cores.num_devices} CPU"
+    )
     assert make_plan(recipe, topology).layout.world_size == 4
 
 

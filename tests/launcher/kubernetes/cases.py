@@ -55,7 +55,12 @@ def cluster(*, per_node: int = 8, tiers: tuple[str, ...] = ()) -> Topology:
     """Four nodes of a cluster, the first two in one rack, all four in one block."""
     made = parse_cluster(f"h100:4x{per_node}")
     nodes = tuple(
-        replace(node, name=f"gpu-{i + 1}", tiers=(f"rack-{i // 2}", "block-0")[: len(tiers)])
+        replace(
+            node,
+            name=f"gpu-{i + 1}",
+            tiers=(f"rack-{i // 2}", "block-0")[: len(tiers)],
+            sources={"tiers": "kueue"},
+        )
         for i, node in enumerate(made.nodes)
     )
     return replace(made, source="k8s https://cluster", tiers=tiers, nodes=nodes)

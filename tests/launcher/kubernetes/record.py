@@ -36,6 +36,7 @@ from parctl.planner.plan import Plan
 
 FOLDER = Path(__file__).parent / "situations"
 PATIENCE_S = 60.0
+UNREAD = ("managedFields", "env", "volumes", "volumeMounts", "securityContext", "template")
 ADMISSION = "admissionregistration.k8s.io/v1"
 KEPT_OF_NODE = ("conditions", "allocatable")
 
@@ -115,8 +116,8 @@ class Recorder:
                 except Exception as error:
                     print(f"  {name}: {error}", file=sys.stderr)
 
-    def make(self, each: Mapping[str, Any], namespace: str) -> None:
-        each = json.loads(json.dumps(each).replace("NAMESPACE", namespace))
+    def make(self, written: Mapping[str, Any], namespace: str) -> None:
+        each: dict[str, Any] = json.loads(json.dumps(written).replace("NAMESPACE", namespace))
         wide = each["kind"] in (
             "ResourceFlavor",
             "ClusterQueue",
@@ -142,7 +143,7 @@ class Recorder:
                 break
             time.sleep(1.0)
         FOLDER.mkdir(exist_ok=True)
-        text = json.dumps(to_json(facts), indent=1, sort_keys=True)
+        text = json.dumps(to_json(facts), sort_keys=True)
         (FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
         print(f"{'    ' if true else 'NOT '}{name}: {sentence}", flush=True)
         return true
@@ -288,18 +289,14 @@ def to_json(facts: Facts) -> Any:
         }
         for pod in facts.others
     ]
-    return _without_managed_fields(value)
+    return without_unread(value)
 
 
-def _without_managed_fields(value: Any) -> Any:
+def without_unread(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {
-            key: _without_managed_fields(item)
-            for key, item in value.items()
-            if key != "managedFields"
-        }
+        return {key: without_unread(item) for key, item in value.items() if key not in UNREAD}
     if isinstance(value, (list, tuple)):
-        return [_without_managed_fields(item) for item in value]
+        return [without_unread(item) for item in value]
     return value
 
 

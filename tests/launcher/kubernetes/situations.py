@@ -111,7 +111,7 @@ def queues(gpus: int, **choices: Any) -> list[Object]:
     """A LocalQueue `research` on a ClusterQueue of its own with so many GPUs."""
     api = "kueue.x-k8s.io/v1beta1"
     flavor = choices.get("flavor", "plain")
-    resources = [
+    resources: list[Object] = [
         {"name": "nvidia.com/gpu", "nominalQuota": gpus},
         {"name": "cpu", "nominalQuota": 100},
         {"name": "memory", "nominalQuota": "1000Gi"},

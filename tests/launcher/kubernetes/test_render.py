@@ -165,6 +165,10 @@ def test_the_nearest_tier_that_holds_the_planned_nodes_is_preferred() -> None:
     assert topology_request(one_rack, spec, RACKS) == {PREFERRED: "example.com/rack"}
     assert topology_request(two_racks, spec, RACKS) == {PREFERRED: "example.com/block"}
     assert topology_request(one_rack, spec, None) == {}
+    labels = replace(
+        RACKS, nodes=tuple(replace(n, sources={"tiers": "k8s-label"}) for n in RACKS.nodes)
+    )
+    assert topology_request(one_rack, spec, labels) == {}, "no level of Kueue's"
     named = KubernetesSpec(topology="example.com/spine")
     assert topology_request(one_rack, named, RACKS) == {REQUIRED: "example.com/spine"}
 

@@ -23,7 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
 TOKEN = "a-token-for-tests-only"
-# a node that is dead is missed within five seconds, one that is slow is waited for, since tests share
+# a node that is dead is missed within five seconds, one that is slow is waited for: tests share
 # their machine; no worker is started before it is needed
 CONFIG = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -172,7 +172,8 @@ def _hold(folder: str) -> None:
         order = json.loads(line)
         answer: dict[str, Any] = {}
         if "start" in order:
-            head = cluster.add_node(
+            head = _add_node(
+                cluster,
                 num_cpus=0,
                 num_gpus=0,
                 include_dashboard=True,
@@ -185,7 +186,7 @@ def _hold(folder: str) -> None:
         elif "add" in order:
             name = order.pop("add")
             labels = {"parctl.dev/node": name, **order.pop("labels", {})}
-            node = cluster.add_node(labels=labels, **order)
+            node = _add_node(cluster, labels=labels, **order)
             nodes[name] = node
             (raylet,) = node.all_processes["raylet"]
             answer = {"id": node.node_id, "raylet": raylet.process.pid}
@@ -196,6 +197,17 @@ def _hold(folder: str) -> None:
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
     cluster.shutdown()
+
+
+def _add_node(cluster: Any, **resources: Any) -> Any:
+    """Ray gives a node 15 to 30 seconds to start, which a machine under load may not do at once."""
+    for _ in range(3):
+        try:
+            return cluster.add_node(**resources)
+        except Exception as error:  # that is all that Ray raises
+            refusal = error
+            print(f"once more: {error}", file=sys.stderr)
+    raise refusal
 
 
 def _free_port() -> int:

@@ -9,7 +9,7 @@ from parctl.planner.degrees import Degrees
 from parctl.planner.flops import matmul_parameters
 from parctl.planner.time import compute
 from parctl.planner.time.constants import FITTED
-from parctl.planner.time.job import ALL, Repeated
+from parctl.planner.time.job import ALL, STOPPED, Repeated
 from parctl.planner.time.rates import held_share, rates
 from parctl.recipes.presets import model_preset
 from parctl.topology.products import find_product, product_named
@@ -69,6 +69,14 @@ def test_full_recomputation_repeats_the_forward_pass() -> None:
     assert compute.layer(job(), FITTED, 0).again == 0.0
     half = compute.layer(job(repeated=Repeated(0.5, 0.5, 0.5)), FITTED, 0)
     assert half.again == pytest.approx(passes.forward / 2)
+
+
+def test_a_checkpoint_stops_before_the_last_product() -> None:
+    whole = compute.layer(job(repeated=ALL), FITTED, 0)
+    stopped = compute.layer(job(repeated=STOPPED), FITTED, 0)
+    # without the down projection: 4096 x 14336 of 218 million parameters
+    left = 1 - 4096 * 14336 / 218_103_808
+    assert 0.9 * left < stopped.again / whole.again < 1.1 * left
 
 
 def test_frozen_weights_have_no_gradient() -> None:

@@ -73,9 +73,9 @@ def test_noise_held_to_a_schema_is_of_the_schema(grammars: Grammars, seed: int) 
 def test_noise_held_to_a_pattern_or_a_choice_is_of_it(grammars: Grammars) -> None:
     found = write(grammars, {"kind": "regex", "pattern": "[a-c]{3}-[0-9]{2,4}"}, 1).decode()
     assert re.fullmatch("[a-c]{3}-[0-9]{2,4}", found)
-    choice = {"kind": "choice", "texts": ["yes", "no", 'a "quoted" one']}
-    found = {write(grammars, choice, seed).decode() for seed in range(8)}  # type: ignore[assignment]
-    assert found <= {"yes", "no", 'a "quoted" one'} and len(found) > 1
+    choice: dict[str, object] = {"kind": "choice", "texts": ["yes", "no", 'a "quoted" one']}
+    chosen = {write(grammars, choice, seed).decode() for seed in range(8)}
+    assert chosen <= {"yes", "no", 'a "quoted" one'} and len(chosen) > 1
 
 
 def test_padding_of_the_vocabulary_is_never_allowed(grammars: Grammars) -> None:

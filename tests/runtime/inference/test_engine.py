@@ -10,14 +10,18 @@ import torch
 from tests.runtime.harness import run_ranks
 from tests.runtime.inference.forms import Made, serve
 from tests.runtime.plans import LLAMA
+from tests.runtime.test_huggingface import MOE
 
 from parctl.errors import UsageError
 from parctl.recipes.spec import ModelSpec
 from parctl.runtime.inference.assemble import assemble
 from parctl.runtime.inference.config import EngineConfig
 from parctl.runtime.inference.engine import Engine
+from parctl.runtime.inference.place import Place
 from parctl.runtime.inference.request import Request, Sampled, SampleRow, Sampling
 from parctl.runtime.inference.sampling import BatchSampler
+from parctl.runtime.inference.stage import build_stage
+from parctl.runtime.inference.weights import draw
 from parctl.runtime.model import initialize
 from parctl.runtime.model.transformer import Transformer
 
@@ -201,3 +205,22 @@ def difference_from_training(directory: Path) -> float:
 def test_logits_are_those_of_the_training_model(tmp_path: Path) -> None:
     (difference,) = run_ranks(difference_from_training, 1, tmp_path, tmp_path)
     assert difference < 1e-12
+
+
+def types_in_bfloat16(directory: Path) -> set[tuple[str, torch.dtype]]:
+    moe = replace(MOE, router="sigmoid", num_shared_experts=1)
+    model = replace(MODEL, family="moe", moe=moe)
+    config = EngineConfig(num_blocks=64, block_size=4)
+    place = Place(device=torch.device("cpu"))
+    stage = build_stage(model, None, config, place, None, range(2), torch.bfloat16)
+    draw(stage, 7, None)
+    made = serve(Engine(stage, config, place, BatchSampler()), [ask(max_tokens=4)])
+    assert len(made.tokens["a", 0]) == 4
+    named = {name.rpartition(".")[2]: one.dtype for name, one in stage.parameters().items()}
+    return {*named.items(), ("keys", stage.cache.layers[0].keys.dtype)}
+
+
+def test_in_bfloat16_only_the_balance_of_experts_stays_exact(tmp_path: Path) -> None:
+    (types,) = run_ranks(types_in_bfloat16, 1, tmp_path, tmp_path)
+    assert ("bias", torch.float32) in types
+    assert {dtype for name, dtype in types if name != "bias"} == {torch.bfloat16}

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def row(
     )
 
 
-def kept(logits: torch.Tensor, **fields: object) -> list[float]:
+def kept(logits: torch.Tensor, **fields: Any) -> list[float]:
     return [round(float(p), 6) for p in probabilities(logits, [row(**fields)])[0]]
 
 
@@ -149,7 +150,8 @@ def literal(scores: list[float], sampling: Sampling) -> list[float]:
     order = sorted(range(len(scores)), key=lambda token: (-share[token], token))
     keep = order[: sampling.top_k or len(order)]
     keep = [token for token in keep if share[token] >= sampling.min_p * share[order[0]]]
-    total, held, nucleus = sum(share[token] for token in keep), 0.0, []
+    total, held = sum(share[token] for token in keep), 0.0
+    nucleus: list[int] = []
     for token in keep:
         if sampling.top_p < 1 and nucleus and held >= sampling.top_p:
             break

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.launcher.runs import BACKEND, launch, log
+from tests.launcher.runs import BACKEND, directory, launch, log
 
 from parctl.planner.cluster import cluster_for
 from parctl.planner.make import make_plan
@@ -33,6 +33,7 @@ launch: {env: {OMP_NUM_THREADS: "1"}}
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     run_id: str
+    run_dir: Path
     url: str  # up to and with /v1
     key: str | None
 
@@ -56,7 +57,8 @@ def serving(
     plan = make_plan(recipe, cluster_for(recipe, None))
     launch(plan, run_id)
     try:
-        yield Endpoint(run_id=run_id, url=url_of(run_id), key=key)
+        path = directory(run_id).path
+        yield Endpoint(run_id=run_id, run_dir=path, url=url_of(run_id), key=key)
     finally:
         BACKEND.cancel(run_id, grace_s=10.0)
 

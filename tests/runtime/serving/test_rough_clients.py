@@ -182,6 +182,13 @@ def test_what_is_no_http_ends_there(endpoint: Endpoint, client: httpx.Client) ->
     assert client.get("/health").json() == {"status": "ready"}
 
 
+def test_the_key_is_written_nowhere(endpoint: Endpoint) -> None:
+    assert endpoint.key is not None
+    files = [path for path in endpoint.run_dir.rglob("*") if path.is_file()]
+    assert any(path.name == "plan.json" for path in files)
+    assert not [path for path in files if endpoint.key.encode() in path.read_bytes()]
+
+
 def test_unknown_paths_and_methods_are_refused(client: httpx.Client) -> None:
     assert client.get("/v2/completions").status_code == 404
     assert client.get("/v1/completions").status_code == 405

@@ -1,0 +1,100 @@
+"""Starting agents in the bundles of a placement group, and what they say of their nodes."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from parctl.errors import ParctlError
+from parctl.launcher.ray.team import Member
+from parctl.topology.names import few
+
+
+def start_agents(
+    group: Any, needs: Mapping[str, Mapping[str, float]], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Start one agent per bundle of a placement group, in their order; by node."""
+    return {
+        name: start_agent(group, index, name, need, settings)
+        for index, (name, need) in enumerate(needs.items())
+    }
+
+
+def start_agent(
+    group: Any, index: int, name: str, need: Mapping[str, float], settings: Mapping[str, Any]
+) -> Any:
+    """Start the agent of node `name` in a bundle; nothing is waited for."""
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    from parctl.launcher.ray.agent import Agent
+
+    return (
+        ray.remote(Agent)
+        .options(
+            num_cpus=need["CPU"],
+            num_gpus=need.get("GPU", 0),
+            max_restarts=0,
+            max_concurrency=4,  # a poll waits while orders arrive
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                placement_group=group, placement_group_bundle_index=index
+            ),
+        )
+        .remote(name, dict(settings))
+    )
+
+
+def described(
+    actors: Mapping[str, Any],
+    *,
+    timeout_s: float,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> list[Member]:
+    """Wait until every agent has said where it is and what there is.
+
+    `meanwhile` is called every second. Raises ParctlError when one does not start, or its node
+    lacks what the run needs.
+    """
+    import ray
+
+    questions = {actor.describe.remote(): name for name, actor in actors.items()}
+    deadline, waiting = time.monotonic() + timeout_s, list(questions)
+    while waiting and time.monotonic() < deadline:
+        _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=1.0)
+        meanwhile()
+    if waiting:
+        raise ParctlError(
+            f"the agent did not start in {timeout_s:g} s on "
+            f"{few([questions[question] for question in waiting])}",
+            hint="Ray's logs of that node say why: runtime_env_agent.log, raylet.out",
+        )
+    try:
+        answers = ray.get(list(questions))
+    except ray.exceptions.RuntimeEnvSetupError as error:
+        said = str(error).strip().splitlines()
+        raise ParctlError(
+            f"a node could not unpack what was sent: {said[-1][:300] if said else error}",
+            hint="Ray's runtime_env_agent.log of that node says more",
+        ) from error
+    missing = [
+        f"{answer['node']} ({answer['python']}): {', '.join(answer['missing'])}"
+        for answer in answers
+        if answer["missing"]
+    ]
+    if missing:
+        raise ParctlError(
+            f"the nodes lack what the run needs: {'; '.join(missing)}",
+            hint="install it in the environment that Ray runs in there",
+        )
+    return [
+        Member(
+            node=answer["node"],
+            node_id=answer["node_id"],
+            address=answer["address"],
+            pid=answer["pid"],
+            gpus=tuple(answer["gpus"]),
+            python=answer["python"],
+            inside=answer["inside"],
+            actor=actors[answer["node"]],
+        )
+        for answer in answers
+    ]

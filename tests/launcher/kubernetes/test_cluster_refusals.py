@@ -1,0 +1,142 @@
+"""What a cluster does not take: said before anything runs, with the way out, and nothing stays."""
+
+import pytest
+from tests.cluster.api import Object
+from tests.cluster.machine import wait_until
+from tests.launcher.kubernetes.real import Here
+
+from parctl.errors import BackendError, ParctlError, UsageError
+
+pytestmark = pytest.mark.cluster
+HELLO = ["python3", "-S", "-c", "print('hello')"]
+EVERYTHING = (
+    ("", "configmaps"),
+    ("", "services"),
+    ("", "pods"),
+    ("networking.k8s.io", "networkpolicies"),
+    ("batch", "jobs"),
+    ("jobset.x-k8s.io", "jobsets"),
+)
+VERBS = ("get", "list", "watch", "create", "patch", "delete")
+
+
+def refused(here: Here, *overrides: str) -> ParctlError:
+    """Launch, be refused, and leave nothing."""
+    with pytest.raises(ParctlError) as caught:
+        here.launch(here.recipe(HELLO, placement={}), "probe-1", *overrides)
+    wait_until(lambda: not here.objects(), seconds=20, what="nothing of the run")
+    return caught.value
+
+
+def as_user(here: Here, monkeypatch: pytest.MonkeyPatch, rules: list[Object]) -> None:
+    # nodes are the cluster's: whoever plans may list them
+    user = here.cluster.user(here.namespace, rules, cluster_rules=[rule("", "nodes", ["list"])])
+    monkeypatch.setenv("KUBECONFIG", str(user))
+
+
+def rule(group: str, resource: str, verbs: list[str]) -> Object:
+    return {"apiGroups": [group], "resources": [resource], "verbs": verbs}
+
+
+def test_a_namespace_that_does_not_exist(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARCTL_NAMESPACE", "nowhere")
+
+    with pytest.raises(UsageError, match="there is no namespace `nowhere`"):
+        here.launch(here.recipe(HELLO, placement={}))
+
+
+def test_a_quota_that_is_used_up(here: Here) -> None:
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"}}
+    spec = {"hard": {"count/configmaps": "1"}}  # the namespace's own certificates are the one
+    here.cluster.api.apply({**quota, "spec": spec}, namespace=here.namespace)
+    full = {"count/configmaps": "1"}
+    here.cluster.api.wait(
+        "ResourceQuota", "few", lambda q: q.get("status", {}).get("used") == full, here.namespace
+    )
+
+    error = refused(here)
+
+    assert isinstance(error, UsageError)
+    assert "exceeded quota: few" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("group", "resource"), [("", "configmaps"), ("jobset.x-k8s.io", "jobsets")]
+)
+def test_a_missing_right_to_create_is_named_and_the_rest_taken_back(
+    here: Here, monkeypatch: pytest.MonkeyPatch, group: str, resource: str
+) -> None:
+    rules = [
+        rule(*each, [v for v in VERBS if each != (group, resource) or v not in ("create", "patch")])
+        for each in EVERYTHING
+    ]
+    as_user(here, monkeypatch, rules)
+
+    error = refused(here)
+
+    assert isinstance(error, BackendError)
+    assert error.exit_code == 5
+    assert resource in str(error)
+
+
+def test_a_user_with_these_rights_and_no_others_can_launch(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = [rule(*each, list(VERBS)) for each in EVERYTHING]
+    as_user(here, monkeypatch, [*rules, rule("", "pods/log", ["get"])])
+
+    here.launch(here.recipe(HELLO, placement={"exclude": ["gpu-3"]}))
+
+    assert here.ended().state == "Succeeded"
+    assert here.log(0)[-1] == "hello"
+
+
+def test_a_token_that_the_server_does_not_accept(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = here.cluster.authority.token_kubeconfig("stranger", "not-a-token", here.namespace)
+    monkeypatch.setenv("KUBECONFIG", str(config))
+
+    said = here.parctl("list", "-b", "kubernetes")
+
+    assert said.returncode == 5
+    assert "Unauthorized" in said.stderr or "401" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_a_policy_that_denies(here: Here) -> None:
+    """An admission policy stands for any webhook that says no."""
+    name = f"deny-{here.namespace}"
+    group = "admissionregistration.k8s.io/v1"
+    workloads = {"apiGroups": ["jobset.x-k8s.io"], "apiVersions": ["*"]}
+    matched = [{**workloads, "operations": ["CREATE"], "resources": ["jobsets"]}]
+    here_only = {"matchLabels": {"kubernetes.io/metadata.name": here.namespace}}
+    policy: Object = {
+        "matchConstraints": {"resourceRules": matched, "namespaceSelector": here_only},
+        "validations": [{"expression": "false", "message": "no runs on Saturdays"}],
+    }
+    binding = {"policyName": name, "validationActions": ["Deny"]}
+    for kind, spec in (
+        ("ValidatingAdmissionPolicy", policy),
+        ("ValidatingAdmissionPolicyBinding", binding),
+    ):
+        meta = {"name": name}
+        item = {"apiVersion": group, "kind": kind, "metadata": meta, "spec": spec}
+        here.cluster.api.apply(item)
+    try:
+        found: list[ParctlError] = []
+
+        def denied() -> bool:
+            """A policy takes effect a moment after it is made."""
+            try:
+                here.launch(here.recipe(HELLO, placement={}), f"probe-{len(found)}-{id(found)}")
+            except ParctlError as error:
+                found.append(error)
+            return bool(found)
+
+        wait_until(denied, seconds=60, what="denial")
+    finally:
+        here.cluster.api.delete("ValidatingAdmissionPolicyBinding", name, None, group)
+        here.cluster.api.delete("ValidatingAdmissionPolicy", name, None, group)
+
+    assert "no runs on Saturdays" in str(found[0])
