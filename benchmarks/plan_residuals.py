@@ -19,6 +19,8 @@ class Predicted(Protocol):
     @property
     def step_time_s(self) -> float: ...
     @property
+    def peak_mem_gb(self) -> float: ...
+    @property
     def error(self) -> float | None: ...
 
 
@@ -38,17 +40,19 @@ def write_residuals(path: Path, predictions: Sequence[Predicted], how: str) -> N
     ]
     lines += [
         f"| {item.run.id} | {item.run.gpu} | {item.run.step_time_s:.3g} | {item.step_time_s:.3g} | "
-        f"{item.error:+.0%} | {cause(item.run, item.error or 0.0)} |"
+        f"{item.error:+.0%} | {cause(item)} |"
         for item in rows
     ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def cause(run: Run, error: float) -> str:
+def cause(item: Predicted) -> str:
     """What an error is likely to come from."""
+    run, error = item.run, item.error or 0.0
     job = run.job
     if abs(error) <= SMALL:
         return "as far as runs of one configuration differ"
+    nearly_full = item.peak_mem_gb * 1e9 > 0.8 * (job.product.memory_bytes or 0)
     over_network = job.degrees.ep > job.fabric.island
     rules = (
         (run.family == "gpt-oss" and error < 0,
@@ -58,9 +62,8 @@ def cause(run: Run, error: float) -> str:
          "exchanges of experts over the network are hidden better than in most runs"),
         (run.sparse and over_network,
          "exchanges of experts over the network are hidden worse than in most runs"),
-        (run.sparse and error < 0,
-         "an early release: later ones run the same configuration up to 1.9 times as fast"),
-        (run.sparse, "a later release: routing and permutation in fewer launches"),
+        (run.sparse,
+         "software: one configuration differs by up to 1.9 times between two releases"),
         ("paxml" in run.id, "JAX, whose compiler places and overlaps exchanges otherwise"),
         (job.degrees.cp > 1 and job.seq_len > 131072 and error < 0,
          "a ring of very long sequences: its parts are unfused products beside exchanges"),
@@ -69,6 +72,8 @@ def cause(run: Run, error: float) -> str:
          "other shapes of the same size in the same notes are a quarter faster"),
         (job.attention == "plain" and job.micro_batch > 1 and error > 0,
          "small products of older libraries gain more from a larger micro-batch than is counted"),
+        (nearly_full and error < 0,
+         "memory is nearly full: the allocator frees and asks again, which stalls the device"),
         (not run.says_recompute, "what is recomputed is not published"),
         (job.arithmetic == "fp4", "fp4 is counted as twice fp8"),
         (job.trained_share < 1, "adapters: the rest of the optimizer and its exchanges are gone"),

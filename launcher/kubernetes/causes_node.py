@@ -32,8 +32,7 @@ def node_causes(facts: Facts) -> Sequence[Cause]:
                 Cause(
                     sentence=f"pod {pod_name(pod)} has been ending for longer than it was given, "
                     f"on node {node}",
-                    fix=f"`kubectl delete pod {pod_name(pod)} --force --grace-period=0`, once its "
-                    "processes are gone",
+                    fix=f"look at the kubelet of node {node}: it does not end its processes",
                 )
             )
     return causes
@@ -45,8 +44,8 @@ def _on_dead_node(facts: Facts, pod: Object, node: str, said: str) -> Cause:
         manual = annotation_of(facts.run.workload, names.RECOVERY) != "coordinator"
         return Cause(
             sentence=f"{sentence}; the pod cannot be replaced before it is known to be gone",
-            fix=f"if the machine is really off: `kubectl delete pod {pod_name(pod)} --force "
-            f"--grace-period=0`, or taint the node `node.kubernetes.io/out-of-service`"
+            fix=f"if the machine is really off: `kubectl taint node {node} "
+            "node.kubernetes.io/out-of-service=:NoExecute`, and the cluster gives its pods up"
             + ("; `recovery: coordinator` does it by itself" if manual else ""),
         )
     return Cause(

@@ -122,10 +122,13 @@ class Client:
         )
         return self.ask("PATCH", path, query, body=document, content=APPLY)
 
-    def patch(self, api: str, kind: str, name: str, change: Mapping[str, Any]) -> Object | None:
-        """Apply a JSON merge patch; None: there is no such object."""
+    def patch(
+        self, api: str, kind: str, name: str, change: Mapping[str, Any], *, part: str = ""
+    ) -> Object | None:
+        """Apply a JSON merge patch, `part`: to a subresource. None: there is no such object."""
+        path = self.path(api, kind, name) + (f"/{part}" if part else "")
         try:
-            return self.ask("PATCH", self.path(api, kind, name), body=change, content=MERGE)
+            return self.ask("PATCH", path, body=change, content=MERGE)
         except ApiError as error:
             if error.code == http.client.NOT_FOUND:
                 return None

@@ -72,7 +72,8 @@ def coordinator_objects(
 def _rules(run_id: str) -> list[Object]:
     """Pods of the namespace, since the API cannot limit a verb to a label; its own workload."""
     return [
-        {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch", "delete"]},
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "delete"]},
+        {"apiGroups": [""], "resources": ["pods/status"], "verbs": ["patch"]},
         {
             "apiGroups": ["batch"],
             "resources": ["jobs"],

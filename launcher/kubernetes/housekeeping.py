@@ -21,6 +21,7 @@ from parctl.launcher.kubernetes.objects import (
 )
 from parctl.launcher.kubernetes.report import MARK, SAY, Report, read_report, report_text
 from parctl.launcher.kubernetes.state import cancelled_unix, end_of
+from parctl.launcher.kubernetes.stopping import bury_pod
 from parctl.launcher.kubernetes.team import Peer, PodTeam
 
 PERIOD_S = 1.0
@@ -46,6 +47,8 @@ class Housekeeping:
         self._report: Report | None = None
         self._lock = threading.Lock()
         self._finished = threading.Event()
+        self._news = threading.Event()
+        self._looked = 0.0  # monotonic
         self._complaints: set[str] = set()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -62,6 +65,7 @@ class Housekeeping:
         """Have a report written into the workload's annotation, soon; the newest wins."""
         with self._lock:
             self._report = report
+        self._news.set()
 
     def disruption_of(self, peer: Peer) -> str | None:
         """Why the cluster took a pod; None: it did not, as far as is known."""
@@ -76,14 +80,19 @@ class Housekeeping:
     def finish(self) -> None:
         """Write what is left to be written."""
         self._finished.set()
+        self._news.set()
         self._thread.join(10.0)
         self._write()
 
     def _run(self) -> None:
-        while not self._finished.wait(PERIOD_S):
+        while not self._finished.is_set():
+            self._news.wait(PERIOD_S)
+            self._news.clear()
             try:
-                self._look()
                 self._write()
+                if time.monotonic() - self._looked >= PERIOD_S:
+                    self._looked = time.monotonic()
+                    self._look()
             except ParctlError as error:
                 if error.message not in self._complaints:
                     self._complaints.add(error.message)
@@ -104,7 +113,7 @@ class Housekeeping:
                 name = pod["metadata"]["name"]
                 node = pod["spec"].get("nodeName")
                 print(f"{MARK}{SAY}pod {name} cannot leave node {node}: given up", flush=True)
-                self._client.delete("v1", "Pod", name, grace_s=0)
+                bury_pod(self._client, name)
 
     def _is_stuck(self, pod: Object) -> bool:
         """A pod that was told to end, did not, and is not heard of: its node is dead."""
@@ -114,9 +123,10 @@ class Housekeeping:
         if time.time() > deadline + LATE_S:
             return True
         for peer in list(self._team.peers.values()):
-            if peer.place.pod == pod["metadata"]["name"] and peer.lost is not None:
-                return time.monotonic() - peer.lost_at > self._dead_node_s
-        return False
+            if peer.place.pod == pod["metadata"]["name"] and peer.lost is None:
+                return False  # it saves, and has until its deadline to do so
+        lost_at = self._team.lost_at.get(pod["metadata"]["name"])
+        return lost_at is not None and time.monotonic() - lost_at > self._dead_node_s
 
     def _write(self) -> None:
         with self._lock:

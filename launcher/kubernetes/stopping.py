@@ -55,7 +55,19 @@ def cancel_run(client: Client, run: RunObjects, *, grace_s: float | None) -> Non
         time.sleep(POLL_S)
         pods = _living(client, name)
     for pod in pods:  # on a node that does not answer
-        client.delete("v1", "Pod", pod["metadata"]["name"], grace_s=0)
+        bury_pod(client, pod["metadata"]["name"])
+
+
+def bury_pod(client: Client, name: str) -> None:
+    """Give up a pod whose node will never say that it ended.
+
+    Deleting by force is not enough: the Job's finalizer keeps the pod until its phase says that it
+    has ended, which only its node would say.
+    """
+    ended = {"status": {"phase": "Failed", "reason": "NodeLost"}}
+    with suppress(ApiError):  # who may not do that, may still delete
+        client.patch("v1", "Pod", name, ended, part="status")
+    client.delete("v1", "Pod", name, grace_s=0)
 
 
 def delete_run(client: Client, run: RunObjects) -> None:

@@ -31,7 +31,6 @@ class Peer:
     lost: str | None = None
     leaving: bool = False  # its pod was told to end
     released: bool = False  # it has been told to leave
-    lost_at: float = 0.0  # monotonic
 
     @property
     def node(self) -> str:
@@ -43,6 +42,7 @@ class PodTeam:
 
     def __init__(self, listener: socket.socket) -> None:
         self.peers: dict[int, Peer] = {}
+        self.lost_at: dict[str, float] = {}  # pods that were lost, and when; monotonic
         self.closed_to_new = False
         self.leaving_s: float | None = None  # a pod was told to end: how long ranks may save
         self._listener = listener
@@ -184,7 +184,8 @@ class PodTeam:
 
     def _lose(self, peer: Peer, why: str) -> None:
         if peer.lost is None:
-            peer.lost, peer.lost_at = why, time.monotonic()
+            peer.lost = why
+            self.lost_at[peer.place.pod] = time.monotonic()
             self._drop(peer.channel)
             if not peer.released:
                 self._pending.append(News(node=peer.node, content={"lost": why}))

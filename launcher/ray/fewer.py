@@ -29,7 +29,8 @@ def plan_for_fewer(
     for axis in axes:
         for degree in range(getattr(spec, axis) - 1, 0, -1):
             fewer = replace(spec, dp=degree) if axis == "dp" else replace(spec, fsdp=degree)
-            recipe = replace(plan.recipe, parallelism=fewer)
+            # what the recipe says of single nodes is heeded by who chose those of `topology`
+            recipe = replace(plan.recipe, parallelism=fewer, placement=None)
             try:
                 smaller = make_plan(recipe, topology, backend="ray")
                 refuse_misfit(smaller)

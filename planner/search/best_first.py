@@ -25,7 +25,7 @@ from parctl.planner.search.space import Flow, Shape, Split, Unit, choice
 from parctl.recipes.spec import Recompute
 
 PLAIN, ALONE = Flow("none", "1f1b", 1), Split(1, 1, 0)
-PATIENCE = 200  # branches opened to find a form's own best, and to go on towards less memory
+PATIENCE = 120  # branches opened to find a form's own best, and to go on towards less memory
 FRONT = 1.25  # of the fastest: how slow the list of time against memory goes at most
 
 
@@ -146,7 +146,8 @@ class Search:
             return  # not even with the strongest
         if stronger + 1 < len(modes):
             self._push_shape(bound, shape, stronger + 1)
-        if len(modes) > 1 and not self._can_fit(form, shape, modes[stronger], room):
+        # that the strongest can has been seen when the shape was opened first
+        if stronger + 1 < len(modes) and not self._can_fit(form, shape, modes[stronger], room):
             return
         for schedule, virtual in costs.space.schedules(shape):
             flow = Flow(modes[stronger], schedule, virtual)

@@ -21,6 +21,7 @@ from parctl.planner.search.choice import Choice
 from parctl.planner.search.space import Flow, Shape, Space, Split, Unit, choice
 from parctl.planner.stages import pipeline_rank, split_layers
 from parctl.planner.states import REGIMES
+from parctl.planner.time import exchanges
 from parctl.planner.time.constants import Constants
 from parctl.planner.time.job import Fabric, Job, job_of
 from parctl.planner.time.pipeline import StageTime, least_duration, least_waiting
@@ -61,8 +62,8 @@ class Costs:
         return {}
 
     @cached_property
-    def _template(self) -> list[Any]:
-        """The flow that was priced last, and its job without shards."""
+    def _base(self) -> list[Any]:
+        """The flow that was priced last; its job without shards, that job's time, what it holds."""
         return []
 
     @property
@@ -120,17 +121,26 @@ class Costs:
 
     def least_seconds(self, shape: Shape, flow: Flow, split: Split, sync: Sync) -> float:
         """Of a choice; `sync`: when gradients are exchanged."""
-        if self._template[:1] != [(shape, flow)]:
-            alone = choice(shape, flow, Split(shape.data, 1, 0))
-            self._template[:] = [(shape, flow), self._job(alone)]
+        if self._base[:1] != [(shape, flow)]:
+            alone = self._job(choice(shape, flow, Split(shape.data, 1, 0)))
+            time = step_time(alone, self.constants, wait=least_waiting, count=self._count)
+            held = exchanges.heaviest(alone, self._count)
+            self._base[:] = [(shape, flow), alone, time, held]
+        _, alone, time, held = self._base
         job = replace(
-            self._template[1],
+            alone,
             degrees=choice(shape, flow, split).degrees,
             zero_stage=split.zero_stage,
             gathers_each=split.zero_stage == 3 and self._reshards,
             scatters_each=sync == "each",
         )
-        return step_time(job, self.constants, wait=least_waiting, count=self._count).total
+        if job.gathers_each:  # which every layer waits for
+            return step_time(job, self.constants, wait=least_waiting, count=self._count).total
+        own = time.compute + time.tensor + time.context + time.experts + time.bubble
+        passes = time.compute / job.num_micro_batches
+        own += exchanges.data_tail(job, self.constants, held, passes)
+        own += exchanges.optimizer(job, self.constants, held)
+        return own * self._jitter(shape)
 
     def time(self, chosen: Choice, recipe: Recipe) -> StepTime:
         return step_time(self._job_of(recipe, chosen), self.constants, count=self._count)

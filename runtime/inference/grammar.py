@@ -15,7 +15,6 @@ from parctl.errors import UsageError
 
 BYTE_VALUES = 256
 ANY_OBJECT: Mapping[str, object] = {"type": "object"}
-WORDED = {"whitespace_flexible": False}  # models of no skill would write blanks for ever
 
 
 def grammar_of(constraint: Mapping[str, object]) -> str:
@@ -33,7 +32,12 @@ def grammar_of(constraint: Mapping[str, object]) -> str:
             rule = " | ".join(json.dumps(str(text)) for text in texts)
             return str(LLMatcher.grammar_from_lark(f"start: {rule}"))
         schema = constraint["schema"] if kind == "json_schema" else ANY_OBJECT
-        return str(LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=WORDED))
+        # with blanks wherever JSON allows them, models of no skill write blanks for ever
+        return str(
+            LLMatcher.grammar_from_json_schema(
+                json.dumps(schema), defaults={"whitespace_flexible": False}
+            )
+        )
     except ValueError as error:
         raise UsageError(f"the constraint cannot be compiled: {error}") from error
 

@@ -105,7 +105,7 @@ class LatentAttention(SelfAttention):
         up_NHC = local(self.wkv_up.weight).view(
             -1, mla.qk_nope_head_dim + mla.v_head_dim, mla.kv_lora_rank
         )
-        key_NHC, value_NHC = up_NHC.split([mla.qk_nope_head_dim, mla.v_head_dim], dim=1)
+        key_NHC, value_NHC = torch.split(up_NHC, [mla.qk_nope_head_dim, mla.v_head_dim], dim=1)
         q_BSNC = torch.einsum("bsnh,nhc->bsnc", q_nope_BSNH, key_NHC)
         mixed_BSNX = kernel.mix_latents(
             torch.cat((q_BSNC, q_rope_BSNR), dim=-1),

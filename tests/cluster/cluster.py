@@ -24,6 +24,7 @@ from tests.cluster.machine import CGROUPS, Machine, command, wait_until
 from tests.cluster.node import IMAGES, Node, NodeSpec
 
 KUEUE = "kueue.x-k8s.io/v1beta2"
+NAMESPACE_LABEL = "parctl.test/namespace"  # of what a test's namespace has outside of itself
 RBAC = "rbac.authorization.k8s.io"
 ROOT = Path("/tmp/parctl-clusters")  # short: sockets lie under it
 
@@ -103,6 +104,8 @@ class Cluster:
 
         queues = self.machine.alive("kueue")
         wait_until(idle, seconds=30, what=f"end of namespace {name}")
+        for kind in ("ClusterRole", "ClusterRoleBinding"):
+            self.api.delete_all(kind, f"{RBAC}/v1", selector=f"{NAMESPACE_LABEL}={name}")
         for volume in self.api.list("PersistentVolume"):
             if volume["spec"].get("claimRef", {}).get("namespace") == name:
                 self.api.delete("PersistentVolume", volume["metadata"]["name"])
@@ -137,7 +140,9 @@ class Cluster:
         subject = {"kind": "ServiceAccount", **meta}
         for prefix, allowed in (("", rules), ("Cluster", cluster_rules or [])):
             role = {"apiGroup": RBAC, "kind": f"{prefix}Role", "name": name}
-            item = {"apiVersion": f"{RBAC}/v1", "metadata": meta if not prefix else {"name": name}}
+            labels = {NAMESPACE_LABEL: namespace}
+            metadata = {"name": name, "labels": labels} if prefix else meta
+            item = {"apiVersion": f"{RBAC}/v1", "metadata": metadata}
             self.api.apply({**item, "kind": f"{prefix}Role", "rules": allowed})
             bound = {"subjects": [subject], "roleRef": role}
             self.api.apply({**item, "kind": f"{prefix}RoleBinding", **bound})

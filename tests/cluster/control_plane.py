@@ -193,7 +193,7 @@ class ControlPlane:
 
         wait_until(ready, seconds=seconds, what="API server ready")
 
-    def start_controller_manager(self) -> None:
+    def start_controller_manager(self, node_grace_s: int = NODE_GRACE_S) -> None:
         name = "kube-controller-manager"
         of = self.authority
         self.machine.start(
@@ -207,7 +207,7 @@ class ControlPlane:
                 f"--root-ca-file={of.certificate('ca')}",
                 f"--cluster-signing-cert-file={of.certificate('ca')}",
                 f"--cluster-signing-key-file={of.key('ca')}",
-                f"--node-monitor-grace-period={NODE_GRACE_S}s",
+                f"--node-monitor-grace-period={node_grace_s}s",
                 "--node-monitor-period=1s",
                 "--kube-api-qps=400",  # thousands of nodes and pods are made at once by some tests
                 "--kube-api-burst=800",
@@ -296,9 +296,10 @@ class ControlPlane:
         self.start_api_server()
         self.wait_for_api_server()
 
-    def restart_controller_manager(self) -> None:
+    def restart_controller_manager(self, node_grace_s: int = NODE_GRACE_S) -> None:
+        """End the controllers at once and start them, with other patience for silent nodes."""
         self.machine.stop("kube-controller-manager", signal.SIGKILL)
-        self.start_controller_manager()
+        self.start_controller_manager(node_grace_s)
 
 
 def wait_for_health(port: int, name: str) -> None:

@@ -233,6 +233,6 @@ def not_in(*namespaces: str) -> Object:
 
 def read_all(folder: Path) -> Iterator[Object]:
     for file in sorted(folder.glob("*.yaml")) if folder.is_dir() else []:
-        for item in yaml.safe_load_all(file.read_text()):
+        for item in yaml.load_all(file.read_text(), yaml.CSafeLoader):  # megabytes
             if item:
                 yield item

@@ -3,11 +3,13 @@
 import contextlib
 from collections.abc import Iterator
 
-from tests.cluster.api import Object
+from tests.cluster.api import Object, condition
 from tests.cluster.cluster import Cluster
+from tests.cluster.machine import wait_until
 from tests.cluster.node import BLOCK_LABEL, GPU_LABELS, RACK_LABEL
 
 LABEL = "parctl.test/fake"
+PATIENCE_S = 120  # kwok says of each node every ten seconds that it lives
 NODES_PER_RACK = 16
 RACKS_PER_BLOCK = 4
 
@@ -19,14 +21,25 @@ def add_fake_nodes(cluster: Cluster, count: int, *, gpus: int) -> Iterator[dict[
     They carry a taint, so that nothing lands on them that does not tolerate everything.
     """
     cluster.controllers.ensure("kwok")
+    cluster.control_plane.restart_controller_manager(PATIENCE_S)
     path = cluster.api.path("v1", "Node", None)
     names = [f"fake-{number:05}" for number in range(count)]
     try:
         for number, name in enumerate(names):
             cluster.api.request("POST", path, fake_node(name, number, gpus))
+
+        def ready() -> bool:
+            return all(condition("Ready")(node) for node in list_fake(cluster))
+
+        wait_until(ready, seconds=60 + count / 10, what=f"{count} fake nodes ready")
         yield {LABEL: "true"}
     finally:
         cluster.api.delete_all("Node", selector=f"{LABEL}=true")
+        cluster.control_plane.restart_controller_manager()
+
+
+def list_fake(cluster: Cluster) -> list[Object]:
+    return cluster.api.list("Node", selector=f"{LABEL}=true")
 
 
 def fake_node(name: str, number: int, gpus: int) -> Object:

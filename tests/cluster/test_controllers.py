@@ -6,12 +6,14 @@ import pytest
 from tests.cluster.api import Object, condition
 from tests.cluster.cluster import KUEUE, Cluster
 from tests.cluster.fake_nodes import add_fake_nodes
+from tests.cluster.machine import wait_until
 from tests.cluster.node import BLOCK_LABEL
 from tests.cluster.pods import TOLERATION, pod, pod_spec, python
 from tests.cluster.queues import QUEUE_LABEL, REQUIRED_TOPOLOGY, make_queue
 
 pytestmark = pytest.mark.cluster
 JOBSET = "jobset.x-k8s.io/v1alpha2"
+RAY = "ray.io/v1"
 LWS = "leaderworkerset.x-k8s.io/v1"
 WAIT_FOR_EVER = python("import time", "time.sleep(600)")
 
@@ -93,6 +95,21 @@ def test_a_leader_worker_set_starts_a_group_of_pods(cluster: Cluster, namespace:
 
     names = sorted(found["metadata"]["name"] for found in cluster.api.list("Pod", namespace))
     assert names == ["serving-0", "serving-0-1"]
+
+
+def test_kuberay_makes_the_cluster_of_a_ray_job(cluster: Cluster, namespace: str) -> None:
+    cluster.controllers.ensure("kuberay")
+    group = {"rayStartParams": {}, "template": {"spec": pod_spec(WAIT_FOR_EVER)}}
+    whole = {"rayVersion": "2.60.0", "headGroupSpec": group}
+    spec = {"submissionMode": "HTTPMode", "entrypoint": "true", "rayClusterSpec": whole}
+    item = {"apiVersion": RAY, "kind": "RayJob", "metadata": {"name": "probe"}, "spec": spec}
+    cluster.api.apply(item, namespace=namespace)
+
+    wait_until(lambda: cluster.api.list("Pod", namespace), seconds=60, what="head pod")
+
+    (head,) = cluster.api.list("Pod", namespace)
+    assert head["metadata"]["labels"]["ray.io/node-type"] == "head"
+    cluster.api.patch("RayJob", "probe", {"metadata": {"finalizers": None}}, namespace, RAY)
 
 
 def test_a_hundred_fake_nodes_take_pods(cluster: Cluster, namespace: str) -> None:

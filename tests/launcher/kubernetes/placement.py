@@ -48,17 +48,19 @@ def launch_into(here: Here, seed: int) -> None:
         hold = python("import time", "time.sleep(600)")
         filler = pod(f"busy-{seed}", hold, gpus=gpus, nodeName=node, tolerations=tolerations)
         api.apply(filler, namespace=here.namespace)
-    opening: threading.Timer | None = None
-    if wanted.late:
-        late = here.cluster.nodes[wanted.late]
-        late.cordon()
-        opening = threading.Timer(4.0, uncordon, (here, wanted.late))
-        opening.start()
+    opening = threading.Timer(4.0, uncordon, (here, wanted.late))
+
+    def hold_back() -> None:
+        if wanted.late:
+            here.cluster.nodes[wanted.late].cordon()
+            opening.start()
+
     try:
-        here.launch(here.recipe(PROBE, "TP2+DP2", placement={}), run_id)
+        recipe = here.recipe(PROBE, "TP2+DP2", placement={})
+        here.launch(recipe, run_id, planned=hold_back)
         ended = here.ended(run_id)
     finally:
-        if opening:
+        if opening.is_alive():
             opening.join()
     assert ended.state == "Succeeded", here.why(run_id)
     told = nodes_by_rank(here, run_id)
@@ -70,6 +72,7 @@ def launch_into(here: Here, seed: int) -> None:
         api.delete("Pod", f"busy-{seed}", here.namespace, grace_s=0)
 
 
-def uncordon(here: Here, node: str) -> None:
+def uncordon(here: Here, node: str | None) -> None:
     """From a thread of its own: the client of the test is not for two."""
+    assert node
     here.cluster.kubectl("uncordon", node)

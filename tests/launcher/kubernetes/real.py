@@ -92,7 +92,14 @@ class Here:
         file.write_text(yaml.safe_dump(document))
         return file
 
-    def launch(self, recipe: Path | str, run_id: str = "probe-1", *overrides: str) -> str:
+    def launch(
+        self,
+        recipe: Path | str,
+        run_id: str = "probe-1",
+        *overrides: str,
+        planned: Callable[[], None] = lambda: None,
+    ) -> str:
+        """Plan and submit; `planned` is called in between."""
         with prepared_launch(
             str(recipe),
             overrides=overrides,
@@ -104,6 +111,7 @@ class Here:
         ) as prepared:
             backend = prepared.backend
             assert isinstance(backend, KubernetesBackend)
+            planned()
             try:
                 backend.submit(prepared.manifests)
             finally:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ CONFIG = {
     "RAY_health_check_timeout_ms": "10000",
     "RAY_health_check_failure_threshold": "5",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
+    "RAY_agent_register_timeout_ms": "120000",
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
     "RAY_ENABLE_RECORD_ACTOR_TASK_LOGGING": "0",
@@ -101,19 +102,22 @@ class RayCluster:
 
 
 def start_cluster(
-    nodes: Mapping[str, Mapping[str, Any]], *, environment: Mapping[str, str] | None = None
+    nodes: Mapping[str, Mapping[str, Any]], *, python: str = sys.executable
 ) -> RayCluster:
-    """Start a head without devices and `nodes`, each `{"num_gpus": 8, "num_cpus": 2}` or alike."""
+    """Start a head without devices and `nodes`, each `{"num_gpus": 8, "num_cpus": 2}` or alike.
+
+    `python` is the interpreter that Ray runs in.
+    """
     folder = Path(tempfile.mkdtemp(prefix="pr-", dir="/tmp"))  # short: Ray makes sockets below it
     with (folder / "holder.log").open("w") as log:
         holder = subprocess.Popen(
-            [sys.executable, "-m", "tests.launcher.ray.cluster", "--hold", str(folder)],
+            [python, "-m", "tests.launcher.ray.cluster", "--hold", str(folder)],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env={**_clean_environment(folder), **(environment or {})},
+            env=_clean_environment(folder, python),
             start_new_session=True,
         )
     cluster = RayCluster(holder=holder, folder=folder, address="")
@@ -127,7 +131,7 @@ def start_cluster(
     return cluster
 
 
-def _clean_environment(folder: Path) -> dict[str, str]:
+def _clean_environment(folder: Path, python: str) -> dict[str, str]:
     token = folder / "token"
     token.write_text(TOKEN)
     kept = {
@@ -144,7 +148,7 @@ def _clean_environment(folder: Path) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(token),
         "PARCTL_TEST_CLUSTER": str(folder),
         # the job's entry point is the `python3` of the head's PATH
-        "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"],
+        "PATH": os.path.dirname(python) + os.pathsep + os.environ["PATH"],
     }
 
 
@@ -164,8 +168,10 @@ def _hold(folder: str) -> None:
     """Keep the cluster, and obey."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # Ray prints what it likes
+    from ray._private import services
     from ray.cluster_utils import Cluster
 
+    services.get_node = _patient(services.get_node)
     cluster: Any = Cluster(shutdown_at_exit=True)
     nodes: dict[str, Any] = {}
     for line in sys.stdin:
@@ -197,6 +203,18 @@ def _hold(folder: str) -> None:
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
     cluster.shutdown()
+
+
+def _patient(ask: Callable[..., Any]) -> Callable[..., Any]:
+    """Ray asks once whether a node is up, for 30 seconds; a machine under load may need longer."""
+
+    def asked(*words: Any) -> Any:
+        for _ in range(3):
+            with contextlib.suppress(RuntimeError):
+                return ask(*words)
+        return ask(*words)
+
+    return asked
 
 
 def _add_node(cluster: Any, **resources: Any) -> Any:

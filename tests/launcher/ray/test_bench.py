@@ -14,7 +14,7 @@ def test_groups_across_nodes_are_measured_as_network(
 ) -> None:
     path = tmp_path / "ray.json"
     require = "placement.require=[pair-0, pair-1]"
-    words = ["bench", "tiny-llama: TP2+DP2", "-b", "ray", "--max-mb", "0.005", "--set", require]
+    words = ["bench", "tiny-llama: TP2+DP2", "-b", "ray", "--max-mb", "0.01", "--set", require]
     assert run([*words, "--calibration", str(path)]) == 0, capsys.readouterr().err
 
     document = json.loads(path.read_text())
