@@ -114,7 +114,8 @@ def wait_bound(here: Here, run_id: str, count: int) -> None:
     deadline = time.monotonic() + 600
     while True:
         job = here.cluster.api.find("Job", run_id, here.namespace, "batch/v1")
-        made = (job or {}).get("status", {}).get("active", 0)
+        status = (job or {}).get("status", {})
+        made = status.get("active", 0) + status.get("succeeded", 0)  # kwok ends pods of Jobs soon
         if made >= count and not here.cluster.api.request("GET", path)["items"]:
             return
         assert time.monotonic() < deadline, f"{made} of {count} pods"

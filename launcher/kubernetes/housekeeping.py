@@ -5,6 +5,7 @@ A thread of its own, because the API server may keep it waiting, and agents must
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from parctl.errors import ParctlError
@@ -82,21 +83,25 @@ class Housekeeping:
         self._finished.set()
         self._news.set()
         self._thread.join(10.0)
-        self._write()
+        self._try(self._write)
 
     def _run(self) -> None:
         while not self._finished.is_set():
             self._news.wait(PERIOD_S)
             self._news.clear()
-            try:
-                self._write()
-                if time.monotonic() - self._looked >= PERIOD_S:
-                    self._looked = time.monotonic()
-                    self._look()
-            except ParctlError as error:
-                if error.message not in self._complaints:
-                    self._complaints.add(error.message)
-                    print(f"{MARK}{SAY}{error.message}", flush=True)
+            self._try(self._write)
+            if time.monotonic() - self._looked >= PERIOD_S:
+                self._looked = time.monotonic()
+                self._try(self._look)
+
+    def _try(self, do: Callable[[], None]) -> None:
+        """Say once what the cluster refuses, and go on with what it does not."""
+        try:
+            do()
+        except ParctlError as error:
+            if error.message not in self._complaints:
+                self._complaints.add(error.message)
+                print(f"{MARK}{SAY}{error.message}", flush=True)
 
     def _look(self) -> None:
         workload = find_workload(self._client, self._run_id)

@@ -1,7 +1,7 @@
 """The pod that runs on every node of a plan: one container, whose agent starts the ranks.
 
 It passes the `restricted` pod security standard as long as the recipe asks for nothing that this
-standard forbids; `privileges` says what does.
+standard forbids: the node's network, folders of the node, RDMA (which pins memory).
 """
 
 from collections.abc import Mapping, Sequence
@@ -105,19 +105,6 @@ def pod_spec(
     if spec.host_network:
         pod |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
     return pod
-
-
-def privileges(spec: KubernetesSpec) -> list[str]:
-    """What the recipe asks for that the `restricted` standard forbids, in sentences."""
-    reasons = []
-    if spec.host_network:
-        reasons.append("launch.kubernetes.host_network uses the node's own network")
-    if spec.rdma:
-        reasons.append("launch.kubernetes.rdma needs the capability IPC_LOCK, to pin memory")
-    for name, volume in spec.volumes.items():
-        if volume.host_path is not None:
-            reasons.append(f"launch.kubernetes.volumes.{name} is a folder of the node")
-    return reasons
 
 
 def pod_security() -> Object:

@@ -136,7 +136,7 @@ class Costs:
         )
         if job.gathers_each:  # which every layer waits for
             return step_time(job, self.constants, wait=least_waiting, count=self._count).total
-        own = time.compute + time.tensor + time.context + time.experts + time.bubble
+        own: float = time.compute + time.tensor + time.context + time.experts + time.bubble
         passes = time.compute / job.num_micro_batches
         own += exchanges.data_tail(job, self.constants, held, passes)
         own += exchanges.optimizer(job, self.constants, held)

@@ -23,6 +23,7 @@ from tests.cluster.controllers import Controllers
 from tests.cluster.machine import CGROUPS, Machine, command, wait_until
 from tests.cluster.node import IMAGES, Node, NodeSpec
 
+JOBSET = "jobset.x-k8s.io/v1alpha2"
 KUEUE = "kueue.x-k8s.io/v1beta2"
 NAMESPACE_LABEL = "parctl.test/namespace"  # of what a test's namespace has outside of itself
 RBAC = "rbac.authorization.k8s.io"
@@ -95,6 +96,12 @@ class Cluster:
     def remove_namespace(self, name: str) -> None:
         """Remove a namespace and wait until nothing of it uses a node or a queue."""
         self.api.delete("Namespace", name)
+        # who makes pods goes first, at once: the namespace's own controller takes its time
+        owners = [("batch/v1", "Job")]
+        owners += [(JOBSET, "JobSet")] if self.machine.alive("jobset") else []
+        for version, kind in reversed(owners):
+            for item in self.api.list(kind, name, version):
+                self.api.delete(kind, item["metadata"]["name"], name, version)
 
         def idle() -> bool:
             pods = self.api.list("Pod", name)
@@ -103,7 +110,7 @@ class Cluster:
             return not pods and not (queues and self.api.list("Workload", name, KUEUE))
 
         queues = self.machine.alive("kueue")
-        wait_until(idle, seconds=30, what=f"end of namespace {name}")
+        wait_until(idle, seconds=60, what=f"end of namespace {name}")
         for kind in ("ClusterRole", "ClusterRoleBinding"):
             self.api.delete_all(kind, f"{RBAC}/v1", selector=f"{NAMESPACE_LABEL}={name}")
         for volume in self.api.list("PersistentVolume"):

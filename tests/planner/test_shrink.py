@@ -26,7 +26,7 @@ def small_model(line: str, *overrides: str) -> ModelSpec:
     return model
 
 
-SHIPPED = [recipe.name for recipe in shipped_recipes()]
+SHIPPED = [recipe.name for recipe in shipped_recipes() if load_recipe(recipe.name).task == "train"]
 PRESETS = [f"{name}: FSDP2+TP2" for name in preset_names()]
 
 

@@ -13,8 +13,6 @@ PARALLEL = "model.parallel_blocks=true"
     [
         ("tiny-llama: OP2", [], "the blocks of tiny-llama have no branches side by side"),
         ("tiny-llama: OP4", [PARALLEL], "found 4, but a block has 2 branches"),
-        ("tiny-llama: OP2", [PARALLEL, "model.dropout=0.1"], "dropout (0.1): ranks with other"),
-        ("tiny-moe: OP2", [PARALLEL], "the balance of experts is part of the loss"),
         ("tiny-llama: DP2", ["train.streams=2"], "have no branches side by side"),
         (
             "tiny-llama: DP2",

@@ -20,11 +20,12 @@ def errors(causal: bool, scale: float | None, heads: tuple[int, int]) -> dict[st
     found = {}
     for name, dtype in (("ours", torch.bfloat16), ("exact", torch.float64)):
         own = [x.to(dtype).requires_grad_() for x in inputs]
-        out = LocalKernel(causal=causal, scale=scale)(*own, None, dropout=0.0)
+        q, k, v = own
+        out = LocalKernel(causal=causal, scale=scale)(q, k, v, None, dropout=0.0)
         found[name] = [out, *torch.autograd.grad(out, own, gradient.to(dtype))]
     own = [x.clone().requires_grad_() for x in inputs]
-    repeated = [x.repeat_interleave(heads[0] // x.shape[2], dim=2).transpose(1, 2) for x in own]
-    out = F.scaled_dot_product_attention(*repeated, is_causal=causal, scale=scale).transpose(1, 2)
+    q, k, v = (x.repeat_interleave(heads[0] // x.shape[2], dim=2).transpose(1, 2) for x in own)
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale).transpose(1, 2)
     found["torch"] = [out, *torch.autograd.grad(out, own, gradient)]
     return {
         name: [

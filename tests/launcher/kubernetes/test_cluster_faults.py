@@ -141,8 +141,9 @@ def test_a_container_past_its_memory_is_named(here: Here) -> None:
 
     ended = here.ended()
 
+    said = here.why()
     assert ended.state is State.FAILED
-    assert "memory" in here.why().sentence
+    assert "memory" in f"{said.sentence} {said.fix}", said
 
 
 def test_a_cancelled_run_leaves_no_pod_and_a_deleted_one_no_object(here: Here) -> None:

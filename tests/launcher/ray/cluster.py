@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,21 +179,22 @@ def _hold(folder: str) -> None:
         order = json.loads(line)
         answer: dict[str, Any] = {}
         if "start" in order:
-            head = _add_node(
-                cluster,
-                num_cpus=0,
-                num_gpus=0,
-                include_dashboard=True,
-                dashboard_port=_free_port(),
-                dashboard_agent_listen_port=_free_port(),
-                include_log_monitor=False,
-                labels={"parctl.dev/node": "head"},
+            head = _tried(
+                lambda: cluster.add_node(
+                    num_cpus=0,
+                    num_gpus=0,
+                    include_dashboard=True,
+                    dashboard_port=_free_port(),
+                    dashboard_agent_listen_port=_free_port(),
+                    include_log_monitor=False,
+                    labels={"parctl.dev/node": "head"},
+                )
             )
             answer = {"address": f"http://{head.webui_url}"}
         elif "add" in order:
             name = order.pop("add")
             labels = {"parctl.dev/node": name, **order.pop("labels", {})}
-            node = _add_node(cluster, labels=labels, **order)
+            node = _tried(partial(cluster.add_node, labels=labels, **order))
             nodes[name] = node
             (raylet,) = node.all_processes["raylet"]
             answer = {"id": node.node_id, "raylet": raylet.process.pid}
@@ -217,11 +219,11 @@ def _patient(ask: Callable[..., Any]) -> Callable[..., Any]:
     return asked
 
 
-def _add_node(cluster: Any, **resources: Any) -> Any:
+def _tried(add: Callable[[], Any]) -> Any:
     """Ray gives a node 15 to 30 seconds to start, which a machine under load may not do at once."""
     for _ in range(3):
         try:
-            return cluster.add_node(**resources)
+            return add()
         except Exception as error:  # that is all that Ray raises
             refusal = error
             print(f"once more: {error}", file=sys.stderr)
