@@ -201,10 +201,17 @@ def _hold(folder: str) -> None:
         elif "behead" in order:
             cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
         elif "forget" in order:
-            cluster.remove_node(nodes.pop(order["forget"]), allow_graceful=False)
+            node = nodes.pop(order["forget"])
+            cluster.remove_node(node, allow_graceful=False)
+            while any(row["Alive"] for row in _rows(cluster, node.node_id)):
+                time.sleep(0.2)  # until it is missed
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
     cluster.shutdown()
+
+
+def _rows(cluster: Any, node_id: str) -> list[Any]:
+    return [row for row in cluster.global_state.node_table() if row["NodeID"] == node_id]
 
 
 def _patient(ask: Callable[..., Any]) -> Callable[..., Any]:

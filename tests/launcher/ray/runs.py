@@ -1,6 +1,5 @@
 """Launching recipes on the test cluster, and looking at what is left of them."""
 
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -137,10 +136,6 @@ def waiting_group(name: str) -> list[dict[str, float]] | None:
         if group["name"] == name and group["state"] == "PENDING":
             return [bundle["unit_resources"] for bundle in group["bundles"]]
     return None
-
-
-def events(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def alive(pid: int) -> bool:

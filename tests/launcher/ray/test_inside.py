@@ -76,7 +76,7 @@ def test_a_live_cluster_is_asked_node_by_node(
     assert parctl(["topology", "--from", source, "--inside", "-o", "json"]) == 0
     shown = capsys.readouterr()
 
-    assert len(json.loads(shown.out)["nodes"]) == 6
+    assert {"node-0", "pair-1"} <= {node["name"] for node in json.loads(shown.out)["nodes"]}
     # this machine has no GPU: every node says so, and Ray's count stands
     for name, count in (("node-0", 8), ("pair-1", 2)):
         assert f"{name}: Ray counts {count} gpu devices, the machine has" in shown.err
