@@ -151,6 +151,7 @@ def _compare(rounds: int) -> None:
             except RuntimeError as error:
                 failed[name] = str(error)
                 continue
+            print(f"round {number} {name} {measured.seconds:.1f} s", file=sys.stderr, flush=True)
             if number:
                 found[name].append(measured)
     print(f"{'side':<20}{'first collective s':>20}{'moved ranks':>14}{'ratio':>8}")
@@ -176,7 +177,8 @@ def _measure(side: Callable[[Path], Sequence[str]]) -> Measured:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "XDG_STATE_HOME": str(folder / "state")},
+            # the second: without it `ray` shows no token
+            env={**os.environ, "XDG_STATE_HOME": str(folder / "state"), "RAY_AUTH_MODE": "token"},
         )
         said, _ = launcher.communicate(timeout=TIMEOUT_S)
         if launcher.returncode:

@@ -1,8 +1,10 @@
 """What a cluster does not take: said before anything runs, with the way out, and nothing stays."""
 
 import pytest
-from tests.cluster.api import Object
+from tests.cluster.api import ApiError, Object
+from tests.cluster.cluster import JOBSET
 from tests.cluster.machine import wait_until
+from tests.cluster.pods import pod_spec
 from tests.launcher.kubernetes.real import Here
 
 from parctl.errors import BackendError, ParctlError, UsageError
@@ -124,19 +126,23 @@ def test_a_policy_that_denies(here: Here) -> None:
         item = {"apiVersion": group, "kind": kind, "metadata": meta, "spec": spec}
         here.cluster.api.apply(item)
     try:
-        found: list[ParctlError] = []
-
-        def denied() -> bool:
-            """A policy takes effect a moment after it is made."""
-            try:
-                here.launch(here.recipe(HELLO, placement={}), f"probe-{len(found)}-{id(found)}")
-            except ParctlError as error:
-                found.append(error)
-            return bool(found)
-
-        wait_until(denied, seconds=60, what="denial")
+        wait_until(lambda: is_denied(here), seconds=60, what="policy in force")
+        error = refused(here)
     finally:
         here.cluster.api.delete("ValidatingAdmissionPolicyBinding", name, None, group)
         here.cluster.api.delete("ValidatingAdmissionPolicy", name, None, group)
 
-    assert "no runs on Saturdays" in str(found[0])
+    assert isinstance(error, UsageError)
+    assert "no runs on Saturdays" in str(error)
+
+
+def is_denied(here: Here) -> bool:
+    """A policy takes effect a moment after it is made."""
+    job = {"name": "ranks", "template": {"spec": {"template": {"spec": pod_spec(HELLO)}}}}
+    spec = {"replicatedJobs": [job]}
+    item: Object = {"apiVersion": JOBSET, "kind": "JobSet", "metadata": {"name": "asking"}}
+    try:
+        here.cluster.api.apply({**item, "spec": spec}, namespace=here.namespace, dry_run=True)
+    except ApiError as error:
+        return "Saturdays" in str(error)
+    return False

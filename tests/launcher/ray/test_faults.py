@@ -103,7 +103,9 @@ def test_kill_9_of_the_driver_leaves_no_rank_and_says_so(backend: RayBackend, up
     (driver,) = (
         int(entry.name)
         for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and b"parctl.launcher.ray.driver" in _command_line(entry)
+        if entry.name.isdigit()
+        and b"parctl.launcher.ray.driver" in _read(entry / "cmdline")
+        and up.encode() in _read(entry / "environ")
     )
     os.kill(driver, signal.SIGKILL)
     status = ended(backend, up)
@@ -334,9 +336,9 @@ def test_a_rank_that_stops_is_named_by_those_that_wait_for_it(
     assert processes("hang-1") == []
 
 
-def _command_line(entry: Path) -> bytes:
+def _read(path: Path) -> bytes:
     try:
-        return (entry / "cmdline").read_bytes()
+        return path.read_bytes()
     except OSError:
         return b""
 
