@@ -77,7 +77,7 @@ class Placer:
 
     def _place(self, deadline: float, fewer_from: float | None) -> Placed | None:
         while not self._stopped():
-            nodes = read_nodes(self._dashboard)
+            nodes = read_nodes()
             fewer = fewer_from is not None and time.monotonic() >= fewer_from
             found = self._plan_on(nodes, fewer=fewer)
             if found is not None:
@@ -256,10 +256,10 @@ class Placer:
         if self._kind != "gpu":
             return plan, ()
         given = {member.node: member.gpus for member in members}
-        real = self._looked_into(members)
         as_planned = all(slot.gpu in given[slot.node] for slot in plan.layout.slots)
-        if as_planned and not any(node.sources.get("hardware") for node in real.nodes):
+        if as_planned and not any(member.has_gpus for member in members):
             return plan, ()  # Ray told all that there is to know
+        real = self._looked_into(members)
         there = {node: _numbers(gpus) for node, gpus in given.items()}
         binding = rebind(request_of(plan), plan.layout, there, real)
         return replace(plan, layout=binding.layout), binding.difference.sentences

@@ -25,6 +25,12 @@ class Member:
     question: Any = None  # the ObjectRef of the poll under way
     orders: list[Any] = field(default_factory=list)
 
+    @property
+    def has_gpus(self) -> bool:
+        """Whether the machine itself says that there are, and so how they are linked."""
+        nodes = self.inside["nodes"] if self.inside else []
+        return any(node["kind"] == "gpu" for node in nodes)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class News:

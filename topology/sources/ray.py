@@ -89,6 +89,11 @@ def list_nodes(dashboard: Dashboard) -> list[RayNode]:
     return [_joined(node, detailed.get(node.node_id)) for node in nodes]
 
 
+def nodes_of(entries: Sequence[Mapping[str, Any]]) -> list[RayNode]:
+    """The nodes in what `ray.nodes()` returns."""
+    return [_node(entry) for entry in entries]
+
+
 def named_nodes(nodes: Sequence[RayNode]) -> dict[str, RayNode]:
     """The living nodes by the names that a topology of them has."""
     alive = [node for node in nodes if node.alive]
