@@ -56,11 +56,6 @@ class Product:
     watts: float | None  # that a board may draw; None: not looked up
 
     @property
-    def full_mesh(self) -> bool:
-        """Whether the devices of a usual node are joined each with each."""
-        return self.mesh in ("switch", "direct", "host")
-
-    @property
     def nvlink_gb_s(self) -> float | None:
         """GB/s one way of one device over all its links."""
         if self.links is None or self.link_gb_s is None:

@@ -42,7 +42,6 @@ SILENT_S = 20.0  # while there are ranks
 IDLE_S = 180.0  # before there are: the driver waits for other nodes to get ready
 TICK_S = 0.1
 ORPHAN_GRACE_S = 3.0  # for ranks to save when nobody is left who would restart them
-VERDICT_LINES = 200
 SWEEP_S = 1.0
 
 

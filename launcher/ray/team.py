@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 POLL_S = 2.0  # an agent answers at once when there is news, and then at the latest
-ORDER_S = 30.0
 
 
 @dataclass(slots=True, kw_only=True)

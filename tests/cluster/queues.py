@@ -33,9 +33,3 @@ def make_queue(cluster: Cluster, namespace: str, *, gpus: int, name: str = "team
         cluster.api.apply(item)
     local = {"apiVersion": KUEUE, "kind": "LocalQueue", "metadata": {"name": name}}
     cluster.api.apply({**local, "spec": {"clusterQueue": whole}}, namespace=namespace)
-
-
-def stop_queue(cluster: Cluster, namespace: str, *, name: str = "team") -> None:
-    """Stop a queue: nothing more is admitted, and what runs runs on."""
-    change = {"spec": {"stopPolicy": "Hold"}}
-    cluster.api.patch("ClusterQueue", f"{namespace}-{name}", change, None, KUEUE)

@@ -24,7 +24,7 @@ WATCHDOG = (
 )
 FRAMES = [
     {"filename": "/site-packages/torch/distributed/x.py", "line": 12, "name": "all_reduce"},
-    {"filename": "/work/train.py", "line": 34, "name": "step"},
+    {"filename": "/job/train.py", "line": 34, "name": "step"},
 ]
 
 
@@ -66,7 +66,7 @@ def test_groups_counts_and_the_place_of_the_wait_are_read(tmp_path: Path) -> Non
         Group(axis="all ranks", ranks=(1, 0), count=2, last="all_reduce"),
         Group(axis="dp", ranks=(1, 0), count=7, last="all_reduce"),
     )
-    assert records[1].place == "/work/train.py:34 in step"
+    assert records[1].place == "/job/train.py:34 in step"
     assert records[1].trains
 
 

@@ -98,14 +98,14 @@ def test_who_waits_itself_is_not_to_blame() -> None:
             1: record(group("tp", (0, 1), 7), group("dp", (1, 3), 5)),
             2: record(group("dp", (0, 2), 4), group("tp", (2, 3), 7)),
             3: record(
-                group("dp", (1, 3), 4), group("tp", (2, 3), 6), stack="/work/documents.py:9 in read"
+                group("dp", (1, 3), 4), group("tp", (2, 3), 6), stack="/job/documents.py:9 in read"
             ),
         },
     )
     assert found is not None
     assert (found.rank, found.axis, found.ranks) == (3, "dp", (1, 3))
     assert (found.waiting, found.operation) == ((1,), "all_reduce")
-    assert found.doing == "it is in /work/documents.py:9 in read"
+    assert found.doing == "it is in /job/documents.py:9 in read"
 
 
 def test_of_ranks_inside_the_step_the_one_behind_is_to_blame() -> None:
