@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 from parctl.errors import ParctlError
 from parctl.launcher.attempt import Outcome
@@ -42,8 +42,7 @@ from parctl.launcher.kubernetes.report import (
 from parctl.launcher.kubernetes.settings import kubernetes_spec, run_settings
 from parctl.launcher.kubernetes.team import Peer, PodTeam
 from parctl.launcher.metrics import step_of_line
-from parctl.launcher.ray.attempt import RayAttempt
-from parctl.launcher.ray.team import Team
+from parctl.launcher.nodes.attempt import NodesAttempt
 from parctl.launcher.run_directory import RunDirectory
 from parctl.launcher.verdict import Failure, fix_for, plain_verdict, reach_verdict
 from parctl.planner.plan import Plan
@@ -136,9 +135,9 @@ class Leader:
         nodes = list(dict.fromkeys(slot.node for slot in self.plan.layout.slots))
         self._say(f"attempt {number} starts on {', '.join(nodes)}")
         self._lines.clear()
-        outcome = RayAttempt(
+        outcome = NodesAttempt(
             plan=self.plan,
-            team=cast(Team, self.team),
+            team=self.team,
             number=number,
             settings=self._settings,
             mirror=RunDirectory(self._folder),

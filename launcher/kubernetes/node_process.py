@@ -1,4 +1,4 @@
-"""The node process of a pod behind its two pipes (`parctl.launcher.ray.node`)."""
+"""The node process of a pod behind its two pipes (`parctl.launcher.nodes.node`)."""
 
 import json
 import os
@@ -18,7 +18,7 @@ class NodePipe:
 
     def __init__(self, hello: Mapping[str, Any]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "parctl.launcher.ray.node"],
+            [sys.executable, "-P", "-m", "parctl.launcher.nodes.node"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,

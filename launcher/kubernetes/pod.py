@@ -20,7 +20,7 @@ from parctl.launcher.kubernetes.pod_files import (
     unpacked_workdir,
 )
 from parctl.launcher.kubernetes.settings import kubernetes_spec, run_settings
-from parctl.launcher.ray.interface import interface_of
+from parctl.launcher.nodes.interface import interface_of
 from parctl.planner.plan import Plan
 
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd")

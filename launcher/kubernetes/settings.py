@@ -10,7 +10,7 @@ ENVIRONMENT_DEFAULTS = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def run_settings(plan: Plan, run_id: str) -> Mapping[str, Any]:
-    """As `parctl.launcher.ray.node` and `parctl.launcher.ray.attempt` read them."""
+    """As `parctl.launcher.nodes.node` and `parctl.launcher.nodes.attempt` read them."""
     recipe = plan.recipe
     return {
         "run_id": run_id,

@@ -1,7 +1,6 @@
 """The agents of a run as its leader sees them: who is there, who is lost, what they say.
 
-Has the form that `parctl.launcher.ray.attempt` asks for: members by node, orders to them, and news
-of them.
+A `Team`: members by node, orders to them, and news of them.
 """
 
 import selectors
@@ -14,7 +13,7 @@ from typing import Any
 
 from parctl.launcher.kubernetes.binding import Place
 from parctl.launcher.kubernetes.channel import SILENT_S, Channel, ChannelClosedError
-from parctl.launcher.ray.team import News
+from parctl.launcher.nodes.team import News
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,7 +51,7 @@ class PodTeam:
         self._pending: list[News] = []
 
     @property
-    def members(self) -> Mapping[str, Any]:
+    def members(self) -> Mapping[str, Peer]:
         """By node."""
         return {peer.node: peer for peer in self.peers.values()}
 

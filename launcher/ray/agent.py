@@ -19,8 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from parctl.launcher.nodes.interface import interface_of
 from parctl.launcher.processes import processes_with
-from parctl.launcher.ray.interface import interface_of
 from parctl.launcher.ray.look import look
 from parctl.launcher.ray.manifest import SHIPPED
 from parctl.launcher.ray.run_files import find_run_file, run_directory
@@ -119,7 +119,7 @@ class Agent:
         log = run / "logs" / f"node-{self._node}.log"
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "parctl.launcher.ray.node"],
+                [sys.executable, "-P", "-m", "parctl.launcher.nodes.node"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,

@@ -21,12 +21,12 @@ from parctl.launcher.attempt import CANCEL_GRACE_S, Outcome
 from parctl.launcher.backend import RankStatus, State, Verdict
 from parctl.launcher.hang import hang_of
 from parctl.launcher.metrics import step_of_line
-from parctl.launcher.ray.attempt import RayAttempt
-from parctl.launcher.ray.environment import ranks_by_node
+from parctl.launcher.nodes.attempt import NodesAttempt
+from parctl.launcher.nodes.environment import ranks_by_node
+from parctl.launcher.nodes.preflight import bad_nodes, try_nodes
 from parctl.launcher.ray.grace import asked_grace_s
 from parctl.launcher.ray.job_log import log_line
 from parctl.launcher.ray.placement import Placed, Placer
-from parctl.launcher.ray.preflight import bad_nodes, try_nodes
 from parctl.launcher.ray.publish import Publisher
 from parctl.launcher.ray.reasons import Reason
 from parctl.launcher.ray.run_files import find_run_file, run_directory
@@ -135,6 +135,7 @@ class Driver:
             trials = try_nodes(
                 placed.team,
                 layout,
+                pythons={name: member.python for name, member in placed.team.members.items()},
                 kind=self._plan.topology.get("kind"),
                 stopped=lambda: self._stop.asked,
             )
@@ -170,7 +171,7 @@ class Driver:
         self._publisher.change(reason=None, fix=None)
         self._lines.clear()
         self._say(f"attempt {number} starts on {', '.join(nodes)}")
-        return RayAttempt(
+        return NodesAttempt(
             plan=placed.plan,
             team=placed.team,
             number=number,

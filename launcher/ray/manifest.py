@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from parctl.errors import UsageError
-from parctl.launcher.ray.environment import (
+from parctl.launcher.nodes.environment import (
     AT_START,
     ENVIRONMENT_DEFAULTS,
     RESERVED,

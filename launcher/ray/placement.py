@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from parctl.errors import CannotPlaceError, ParctlError
+from parctl.launcher.nodes.environment import ranks_by_node
+from parctl.launcher.nodes.fewer import plan_for_fewer
 from parctl.launcher.ray.agents import described, start_agent, start_agents
 from parctl.launcher.ray.cluster import NodeState, count_waiting, read_holders, read_nodes
-from parctl.launcher.ray.environment import ranks_by_node
-from parctl.launcher.ray.fewer import plan_for_fewer
 from parctl.launcher.ray.inside import with_insides
 from parctl.launcher.ray.open_group import NODE_LABEL, OpenGroup
 from parctl.launcher.ray.reasons import Reason, why_not_now
-from parctl.launcher.ray.team import Member, Team
+from parctl.launcher.ray.team import Member, RayTeam
 from parctl.planner.plan import Plan
 from parctl.planner.request import request_of
 from parctl.topology.model import Topology
@@ -38,7 +38,7 @@ class Placed:
     """Nodes that are ours."""
 
     group: Any  # ray.util.placement_group.PlacementGroup
-    team: Team
+    team: RayTeam
     plan: Plan  # with the layout on these nodes
     changes: tuple[str, ...]  # what differs from the plan that was sent, in sentences
 
@@ -219,7 +219,7 @@ class Placer:
         except BaseException:
             ray.util.remove_placement_group(group)
             raise
-        return Placed(group=group, team=Team(members), plan=plan, changes=(*changes, *more))
+        return Placed(group=group, team=RayTeam(members), plan=plan, changes=(*changes, *more))
 
     def _on_new_nodes(self, group: Any, names: list[str]) -> Placed:
         """Start agents on nodes that nobody planned for, look inside, and lay the job out there."""
@@ -239,7 +239,7 @@ class Placer:
             raise
         return Placed(
             group=group,
-            team=Team(members),
+            team=RayTeam(members),
             plan=replace(self._plan, layout=binding.layout),
             changes=binding.difference.sentences,
         )

@@ -7,8 +7,8 @@ needed there and what is free, who has the rest, whether it can ever be, and wha
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from parctl.launcher.nodes.environment import ranks_by_node
 from parctl.launcher.ray.cluster import Holder, NodeState
-from parctl.launcher.ray.environment import ranks_by_node
 from parctl.topology.layout import Layout
 from parctl.topology.names import few
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from parctl.launcher.nodes.team import News
+
 POLL_S = 2.0  # an agent answers at once when there is news, and then at the latest
 
 
@@ -31,14 +33,8 @@ class Member:
         return any(node["kind"] == "gpu" for node in nodes)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class News:
-    node: str
-    content: Mapping[str, Any]
-
-
-class Team:
-    """All agents of a placement."""
+class RayTeam:
+    """All agents of a placement: a `Team`."""
 
     def __init__(self, members: Sequence[Member]) -> None:
         self.members = {member.node: member for member in members}

@@ -28,7 +28,7 @@ STOP_POLL_S = 0.02  # how often an idle leader looks whether it is to stop, or t
 
 def lead(engine: Engine, link: Link, leaders: Leaders, *, stop: Callable[[], bool]) -> None:
     """Serve until the front closes the link in order. FrontLostError: it went without a word."""
-    asked = closing = False
+    asked = closing = was_busy = False
     beat_s = TOGETHER_S if leaders.together else HEARTBEAT_S
     next_stats, next_beat = 0.0, 0.0
     while leaders.together or not closing:
@@ -40,14 +40,19 @@ def lead(engine: Engine, link: Link, leaders: Leaders, *, stop: Callable[[], boo
             asked = True
             link.say("drain", {})
         now = time.monotonic()
-        if engine.unfinished() > 0 or closing or now >= next_beat:
-            link.tokens(engine.step())
+        emitted = []
+        stepped = engine.unfinished() > 0 or closing or now >= next_beat
+        if stepped:
+            emitted = engine.step()
             next_beat = now + beat_s
-            if leaders.together and leaders.all_through(closing):
-                break
-        if now >= next_stats and not closing:
+        # who has had the last token, or is the first to ask, finds figures that say so
+        turned, was_busy = was_busy != (engine.unfinished() > 0), engine.unfinished() > 0
+        if (turned or now >= next_stats) and not closing:
             link.say("stats", asdict(engine.stats()))
             next_stats = now + STATS_S
+        link.tokens(emitted)
+        if stepped and leaders.together and leaders.all_through(closing):
+            break
     engine.close()
     link.close()
 

@@ -179,7 +179,8 @@ def run_case(verifier: Verifier, case: Case, precision: Precision) -> str:
         shown += f"difference {max(part.worst for part in found.parts):.1e}"
         for part in found.parts:
             if part.failure is not None:
-                details.append(f"{part.form}: {part.failure.splitlines()[0]}")
+                first_line, *log = part.failure.splitlines()
+                details += [f"{part.form}: {first_line}", *(f"    {line}" for line in log[-40:])]
             elif not part.equal:
                 first = next(number for number in part.numbers if not number.equal)
                 details.append(

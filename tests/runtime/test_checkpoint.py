@@ -240,7 +240,8 @@ def test_a_background_save_that_fails_ends_the_run_before_the_next_one(
     text: Path, tmp_path: Path
 ) -> None:
     spec = {"every": 200, "async_save": True}
-    made = plan(text, {"fsdp": 2}, train={"steps": 100_000}, checkpoint=spec)
+    # few lines of metrics: their file is under the limit too
+    made = plan(text, {"fsdp": 2}, train={"steps": 100_000, "log_every": 5}, checkpoint=spec)
 
     def forbid_large_files(pids: list[int]) -> None:
         while not (tmp_path / "metrics.jsonl").exists():
@@ -252,7 +253,7 @@ def test_a_background_save_that_fails_ends_the_run_before_the_next_one(
     log = read_logs(tmp_path)
     assert "the save of step-00000200 failed: " in log
     assert re.search(r"error: cannot write \S+/step-00000200, ", log)
-    assert 200 < read_metrics(tmp_path)[-1]["step"] < 400
+    assert 200 <= read_metrics(tmp_path)[-1]["step"] < 400
     assert names(tmp_path) == [".saving-step-00000200"]
 
 

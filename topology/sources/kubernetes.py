@@ -5,11 +5,12 @@ or only the labels of one node. The same objects come live through `kubernetes_l
 believed, fact by fact::
 
     how many GPUs     status.allocatable > ResourceSlices > vendor's annotation > labels
-    what they are     ResourceSlices > vendor's annotation > labels
-    NVLink domain     see `kubernetes_labels`
+    what they are     NodeTopology > ResourceSlices > vendor's annotation > labels
+    NVLink domain     NodeTopology > labels, see `kubernetes_labels`
     fabric tiers      Kueue Topology > topograph > cloud labels > region, zone
 
-Kubernetes does not know how the GPUs of a node are joined: those links stay unknown.
+Kubernetes does not know how the GPUs of a node are joined: those links stay unknown, unless the
+chart's daemon has recorded them (`kubernetes_record`).
 """
 
 import re
@@ -20,7 +21,7 @@ from typing import Any
 
 from parctl.errors import UsageError
 from parctl.topology.document import mapping, mappings, read_documents, text_of
-from parctl.topology.model import Node, Topology
+from parctl.topology.model import Hardware, Node, Topology
 from parctl.topology.names import few
 from parctl.topology.placement.order import natural_key
 from parctl.topology.sources.kubernetes_labels import (
@@ -30,7 +31,19 @@ from parctl.topology.sources.kubernetes_labels import (
     nvlink_domain,
     tier_labels,
 )
-from parctl.topology.sources.kubernetes_node import NodeFacts, gather, hardware_of
+from parctl.topology.sources.kubernetes_node import (
+    NodeFacts,
+    gather,
+    hardware_of,
+    with_node_faults,
+)
+from parctl.topology.sources.kubernetes_record import (
+    Recorded,
+    as_recorded,
+    handed_out,
+    is_record,
+    read_records,
+)
 from parctl.topology.sources.kubernetes_slices import read_slices
 
 LABEL = "k8s-label"
@@ -49,6 +62,7 @@ class Objects:
     nodes: list[Mapping[str, Any]] = field(default_factory=list)
     slices: list[Mapping[str, Any]] = field(default_factory=list)
     kueue: list[Mapping[str, Any]] = field(default_factory=list)
+    records: list[Mapping[str, Any]] = field(default_factory=list)
     cut: list[str] = field(default_factory=list)  # sentences
 
 
@@ -75,8 +89,8 @@ def read_texts(texts: Sequence[tuple[str, str]]) -> Topology:
     topology = build(objects, name=" + ".join(names), source=f"k8s {' + '.join(names)}")
     if not (topology.nodes or topology.tiers):
         raise UsageError(
-            f"{', '.join(names)}: Kubernetes objects, but no Node, no ResourceSlice of a node and "
-            "no levels of a Kueue Topology",
+            f"{', '.join(names)}: Kubernetes objects, but no Node, no NodeTopology, no "
+            "ResourceSlice of a node and no levels of a Kueue Topology",
             hint="`kubectl get nodes,resourceslices -o json > FILE` writes what is needed",
         )
     return topology
@@ -85,11 +99,13 @@ def read_texts(texts: Sequence[tuple[str, str]]) -> Topology:
 def build(objects: Objects, *, name: str, source: str) -> Topology:
     """Make the topology of these objects."""
     found = read_slices(objects.slices)
+    records, unread = read_records(objects.records)
     facts = [gather(node, found) for node in _unique(objects.nodes)]
     known = {fact.name for fact in facts}
-    facts += [gather(_bare(node), found) for node in found if node not in known]
+    alone = [node for node in dict.fromkeys([*found, *records]) if node not in known]
+    facts += [gather(_bare(node), found) for node in alone]
     facts.sort(key=lambda fact: natural_key(fact.name))
-    facts, left_out = _workers(facts)
+    facts, left_out = _workers(facts, records)
     levels = [_levels(item) for item in objects.kueue]
     tiers = tier_labels([fact.labels for fact in facts], [level for level in levels if level])
     from_kueue = tiers and tuple(reversed(tiers)) in levels
@@ -98,15 +114,23 @@ def build(objects: Objects, *, name: str, source: str) -> Topology:
     for fact in facts:
         domain = nvlink_domain(fact.labels, product=fact.product)
         values = tuple(_tier_value(fact, key) for key in tiers)
-        hardware = hardware_of(fact)
+        recorded = records.get(fact.name)
+        if recorded is None:
+            plain = hardware_of(fact)
+            hardware = shared.setdefault(_signature(plain), plain)
+        else:
+            hardware = _with_record(fact, recorded)
+        sources = {"domain": f"{LABEL} {domain[1]}"} if domain else {}
+        if recorded is not None and recorded.domain is not None:
+            domain = recorded.domain, ""
+            sources = {"domain": recorded.domain_source or "nvml"}
         nodes.append(
             Node(
                 name=fact.name,
-                hardware=shared.setdefault(_signature(hardware), hardware),
+                hardware=hardware,
                 domain=domain[0] if domain else None,
                 tiers=values,
-                sources=({"domain": f"{LABEL} {domain[1]}"} if domain else {})
-                | ({"tiers": KUEUE if from_kueue else LABEL} if any(tiers) else {}),
+                sources=sources | ({"tiers": KUEUE if from_kueue else LABEL} if any(tiers) else {}),
             )
         )
     return Topology(
@@ -115,7 +139,7 @@ def build(objects: Objects, *, name: str, source: str) -> Topology:
         tiers=tiers,
         nodes=tuple(nodes),
         warnings=(*left_out, *_warnings(facts)),
-        unknown=tuple(_unknown(objects, facts, nodes, tiers)),
+        unknown=(*unread, *_unknown(objects, facts, nodes, tiers)),
     )
 
 
@@ -135,6 +159,8 @@ def _sort_one(item: Mapping[str, Any], objects: Objects, name: str) -> None:
         objects.nodes.append(item)
     elif kind == "ResourceSlice":
         objects.slices.append(item)
+    elif is_record(item):
+        objects.records.append(item)
     elif kind == "Topology" and group.startswith("kueue."):
         objects.kueue.append(item)
     elif kind is None and not group:
@@ -171,9 +197,26 @@ def _levels(item: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(key for key in labels if key is not None)
 
 
-def _workers(facts: Sequence[NodeFacts]) -> tuple[list[NodeFacts], list[str]]:
+def _with_record(fact: NodeFacts, recorded: Recorded) -> Hardware:
+    """The inside of a node that its daemon has read, as far as the cluster hands it out."""
+    fact.warnings += recorded.warnings
+    if any(device.mig for device in fact.devices):
+        return hardware_of(fact)  # slices are handed out, the daemon sees what they are cut from
+    read = as_recorded(recorded, num_cpus=fact.num_cpus, memory_bytes=fact.memory_bytes)
+    if fact.devices and len(fact.devices) != len(read.devices):
+        fact.warnings.append(
+            f"{len(read.devices)} GPUs are there ({read.sources.get('matrix', 'nvml')}), "
+            f"{len(fact.devices)} are allocatable"
+        )
+        read = handed_out(read, len(fact.devices))
+    return with_node_faults(read, fact.faults)
+
+
+def _workers(
+    facts: Sequence[NodeFacts], records: Mapping[str, Recorded]
+) -> tuple[list[NodeFacts], list[str]]:
     """Leave out what no rank would run on: nodes without GPUs beside nodes with GPUs."""
-    with_gpus = [fact for fact in facts if fact.devices]
+    with_gpus = [fact for fact in facts if fact.devices or fact.name in records]
     kept = with_gpus or [fact for fact in facts if not fact.is_control_plane] or list(facts)
     stay = {fact.name for fact in kept}
     names = [fact.name for fact in facts if fact.name not in stay]
@@ -227,10 +270,13 @@ def _unknown(
         lacking = [node.name for node in nodes if "?" in node.tiers]
         if lacking:
             sentences.append(f"fabric tiers of {few(lacking)}: a label is absent")
-    if any(len(node.hardware.devices) > 1 and node.hardware.kind == "gpu" for node in nodes):
+    if any(
+        node.hardware.kind == "gpu" and any("?" in row for row in node.hardware.matrix)
+        for node in nodes
+    ):
         sentences.append(
             "links: Kubernetes does not say how the GPUs of a node are joined; "
-            "`nvidia-smi topo -m` of a node does"
+            "`nvidia-smi topo -m` of a node does, and so does parctl's chart"
         )
     without = [node.name for node in nodes if not node.hardware.nics]
     if without and any(node.hardware.kind == "gpu" for node in nodes):

@@ -1,7 +1,8 @@
 """The nodes of a running Kubernetes cluster, over its API.
 
-Asks for Nodes, ResourceSlices (v1, else v1beta1) and Kueue's Topologies and hands the objects to
-`parctl.topology.sources.kubernetes`: what is read from a file and from a cluster is one code.
+Asks for Nodes, ResourceSlices (v1, else v1beta1), Kueue's Topologies and the records of the chart's
+daemon, and hands the objects to `parctl.topology.sources.kubernetes`: what is read from a file and
+from a cluster is one code.
 """
 
 import importlib
@@ -12,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from parctl.errors import BackendError, UsageError
+from parctl.topology.discovery.objects import CONFIG_LABEL, GROUP, PLURAL, VERSION
 from parctl.topology.document import mapping, mappings, text_of
 from parctl.topology.model import Topology
 from parctl.topology.sources.kubernetes import Objects, build
@@ -19,6 +21,7 @@ from parctl.topology.sources.kubernetes import Objects, build
 # group, versions with the newest first, plural; the first version that is served is read
 SLICES = ("resource.k8s.io", ("v1", "v1beta2", "v1beta1"), "resourceslices")
 KUEUE = ("kueue.x-k8s.io", ("v1beta2", "v1beta1", "v1alpha1"), "topologies")
+RECORDS = (GROUP, (VERSION,), PLURAL)
 PAGE = 500
 TIMEOUT_S = 15.0
 ERRORS, NOT_SERVED, FORBIDDEN = 400, 404, (401, 403)
@@ -47,7 +50,8 @@ def _read_objects(client: Any) -> Objects:
         return json.loads(answer.data)
 
     objects = Objects(nodes=_pages(nodes, "nodes") or [])
-    for (group, versions, plural), into in ((SLICES, objects.slices), (KUEUE, objects.kueue)):
+    wanted = ((SLICES, objects.slices), (KUEUE, objects.kueue), (RECORDS, objects.records))
+    for (group, versions, plural), into in wanted:
         try:
             for version in versions:
                 ask = partial(
@@ -63,7 +67,28 @@ def _read_objects(client: Any) -> Objects:
                     break
         except BackendError as error:
             objects.cut.append(f"{plural}: {error.message}")
+    if not objects.records:
+        objects.records += _config_maps(core)
     return objects
+
+
+def _config_maps(core: Any) -> list[Mapping[str, Any]]:
+    """Records of a daemon without a kind of its own; who may not list them has none."""
+
+    def ask(**page: Any) -> Any:
+        answer = core.list_config_map_for_all_namespaces(
+            label_selector=CONFIG_LABEL,
+            _preload_content=False,
+            _request_timeout=TIMEOUT_S,
+            **page,
+        )
+        return json.loads(answer.data)
+
+    try:
+        found = _pages(ask, "configmaps", optional=True) or []
+    except BackendError:
+        return []
+    return [{"kind": "ConfigMap", "apiVersion": "v1", **item} for item in found]
 
 
 def _client(context: str | None) -> Any:

@@ -45,6 +45,7 @@ class NodeFacts:
     num_cpus: int | None = None
     memory_bytes: int | None = None
     is_control_plane: bool = False
+    faults: tuple[str, ...] = ()  # of the node as a whole, which its devices share
     warnings: list[str] = field(default_factory=list)  # sentences without the node's name
     missing: list[str] = field(default_factory=list)
 
@@ -74,6 +75,7 @@ def gather(node: Mapping[str, Any], slices: Mapping[str, NodeDevices]) -> NodeFa
     _count_devices(facts, node, found, annotated)
     faults = tuple(_node_faults(node))
     if faults:
+        facts.faults = faults
         facts.devices = [_with_faults(device, faults) for device in facts.devices]
         facts.warnings += [f"not used, since the {fault}" for fault in faults]
     return facts
@@ -94,6 +96,14 @@ def hardware_of(facts: NodeFacts) -> Hardware:
     if not facts.nics:
         return hardware
     return replace(hardware, sources={**hardware.sources, "nics": SLICE, "nic_matrix": SLICE})
+
+
+def with_node_faults(hardware: Hardware, faults: tuple[str, ...]) -> Hardware:
+    """The hardware with the node's own faults on every device."""
+    if not faults:
+        return hardware
+    devices = tuple(_with_faults(device, faults) for device in hardware.devices)
+    return replace(hardware, devices=devices)
 
 
 def _count_devices(

@@ -14,7 +14,7 @@ def test_the_copied_agent_is_complete(tmp_path: Path) -> None:
     assert not [path for path in package.rglob("*") if path.is_symlink()]
     program = (
         "import parctl.launcher.kubernetes.pod, parctl.launcher.kubernetes.leader, "
-        "parctl.launcher.ray.node as node; print(node.__file__)"
+        "parctl.launcher.nodes.node as node; print(node.__file__)"
     )
     done = subprocess.run(
         [sys.executable, "-S", "-P", "-c", program],  # no site packages: the standard library

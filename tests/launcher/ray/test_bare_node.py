@@ -34,9 +34,9 @@ for module in sys.argv[1:]:
             [
                 "parctl.launcher.ray.driver",
                 "parctl.launcher.ray.agent",
-                "parctl.launcher.ray.node",
+                "parctl.launcher.nodes.node",
                 "parctl.launcher.ray.look",
-                "parctl.launcher.ray.fewer",
+                "parctl.launcher.nodes.fewer",
             ],
         ),
         ((*ABSENT, "yaml", "ray"), ["parctl.runtime.worker", "parctl.runtime.preflight"]),

@@ -8,8 +8,8 @@ from typing import Any
 from tests.launcher.ray.runs import SMALL_NODES, ended, environment, launch, processes, until
 
 from parctl.launcher.backend import State
+from parctl.launcher.nodes.preflight import Trial, bad_nodes
 from parctl.launcher.ray.backend import RayBackend
-from parctl.launcher.ray.preflight import Trial, bad_nodes
 
 
 def trial(*tflops: float, gb_per_s: float = 1.0, first: int = 0) -> Trial:

@@ -4,8 +4,8 @@ import socket
 
 import pytest
 
-from parctl.launcher.ray.interface import interface_of
-from parctl.launcher.ray.port import FIRST, LAST, hold_port
+from parctl.launcher.nodes.interface import interface_of
+from parctl.launcher.nodes.port import FIRST, LAST, hold_port
 
 
 def test_a_held_port_is_free_for_who_reuses_addresses_and_for_nobody_else() -> None:

@@ -32,7 +32,7 @@ def plan_for_fewer(
             # what the recipe says of single nodes is heeded by who chose those of `topology`
             recipe = replace(plan.recipe, parallelism=fewer, placement=None)
             try:
-                smaller = make_plan(recipe, topology, backend="ray")
+                smaller = make_plan(recipe, topology, backend=str(plan.backend["kind"]))
                 refuse_misfit(smaller)
             except ParctlError:  # the batch does not divide, or so many are not there either
                 continue

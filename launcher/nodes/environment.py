@@ -2,7 +2,7 @@
 
 Pure, and called by the driver: only there is the layout known on which the run is really placed.
 What a node decides itself (its own environment, the log, the interface of its address) is added by
-`parctl.launcher.ray.node`.
+`parctl.launcher.nodes.node`.
 """
 
 from collections.abc import Mapping

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from parctl.launcher.ray.environment import ranks_by_node
-from parctl.launcher.ray.team import Member, Team
+from parctl.launcher.nodes.environment import ranks_by_node
+from parctl.launcher.nodes.team import Team
 from parctl.launcher.verdict import signal_name
 from parctl.topology.layout import Layout, Slot
 
@@ -34,7 +34,12 @@ class Trial:
 
 
 def try_nodes(
-    team: Team, layout: Layout, *, kind: str | None, stopped: Callable[[], bool]
+    team: Team,
+    layout: Layout,
+    *,
+    pythons: Mapping[str, str],  # the interpreter of the ranks, by node
+    kind: str | None,
+    stopped: Callable[[], bool],
 ) -> dict[str, Trial]:
     """Run the preflight on every node at once; returns when all are over or the time is."""
     trials = {node: Trial() for node in ranks_by_node(layout)}
@@ -47,7 +52,13 @@ def try_nodes(
         for news in team.news(0.5):
             trial, content = trials[news.node], news.content
             if "port" in content:
-                order = _order(slots[news.node], team.members[news.node], kind, content["port"])
+                order = _order(
+                    slots[news.node],
+                    address=team.members[news.node].address,
+                    port=content["port"],
+                    python=pythons[news.node],
+                    kind=kind,
+                )
                 team.tell(news.node, {"start": order})
             for rank, text in content.get("lines", ()):
                 _hear(trial, rank, text)
@@ -95,13 +106,15 @@ def bad_nodes(trials: Mapping[str, Trial], num_ranks: Mapping[str, int]) -> dict
     return found
 
 
-def _order(slots: Sequence[Slot], member: Member, kind: str | None, port: int) -> dict[str, Any]:
+def _order(
+    slots: Sequence[Slot], *, address: str, port: int, python: str, kind: str | None
+) -> dict[str, Any]:
     """What starts the ranks of one node as a world of their own."""
     mask = ",".join(str(slot.gpu) for slot in sorted(slots, key=lambda slot: slot.local_rank))
     common = {
         "WORLD_SIZE": str(len(slots)),
         "LOCAL_WORLD_SIZE": str(len(slots)),
-        "MASTER_ADDR": member.address,
+        "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
         "CUDA_VISIBLE_DEVICES": mask if kind == "gpu" else "",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
@@ -123,7 +136,7 @@ def _order(slots: Sequence[Slot], member: Member, kind: str | None, port: int) -
         "plan": None,
         "leads": False,
         "ranks": ranks,
-        "command": [member.python, "-P", "-m", "parctl.runtime.preflight"],
+        "command": [python, "-P", "-m", "parctl.runtime.preflight"],
     }
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from parctl.launcher.ray.fewer import plan_for_fewer
+from parctl.launcher.nodes.fewer import plan_for_fewer
 from parctl.planner.make import make_plan
 from parctl.planner.plan import Plan
 from parctl.recipes.loader import load_recipe

@@ -1,6 +1,6 @@
 """Torchrun's variables from a layout, uneven nodes included."""
 
-from parctl.launcher.ray.environment import rank_environments, ranks_by_node, ranks_in_words
+from parctl.launcher.nodes.environment import rank_environments, ranks_by_node, ranks_in_words
 from parctl.topology.layout import Layout, Slot
 
 # node b has one rank, node a has two, on GPUs in no order

@@ -18,8 +18,8 @@ from parctl.launcher.attempt import (
     Outcome,
 )
 from parctl.launcher.backend import RankStatus
-from parctl.launcher.ray.environment import rank_environments, ranks_by_node
-from parctl.launcher.ray.team import Team
+from parctl.launcher.nodes.environment import rank_environments, ranks_by_node
+from parctl.launcher.nodes.team import Team
 from parctl.launcher.run_directory import RunDirectory
 from parctl.launcher.verdict import Failure, Kind, RankEnd, signal_name
 from parctl.planner.plan import Plan
@@ -28,7 +28,7 @@ TICK_S = 0.25
 OVER_S = 10.0  # after the kill, until a node that says nothing counts as lost
 
 
-class RayAttempt:
+class NodesAttempt:
     """Make one per attempt and call `run` once."""
 
     def __init__(

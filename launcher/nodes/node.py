@@ -1,7 +1,7 @@
-"""The process that starts and watches the ranks of one node: `python -m parctl.launcher.ray.node`.
+"""The process of one node that starts and watches ranks: `python -m parctl.launcher.nodes.node`.
 
-It is a child of the agent, which is one of Ray's workers, and lives behind two pipes. It has one
-thread and no opinion: it starts ranks, says how they end and stops them when told. Only when nobody
+It is a child of the agent (one of Ray's workers, or a pod's) behind two pipes. It has one thread
+and no opinion: it starts ranks, says how they end and stops them when told. Only when nobody
 speaks to it any more does it act by itself: the end of stdin, or SILENT_S without a word, means
 that agent, driver or head are gone, and then no rank may stay.
 
@@ -24,6 +24,8 @@ from socket import socket
 from typing import Any
 
 from parctl.launcher.children import Children, Exit
+from parctl.launcher.nodes.port import hold_port
+from parctl.launcher.nodes.tail import Tail
 from parctl.launcher.processes import (
     Process,
     adopt_orphans,
@@ -33,8 +35,6 @@ from parctl.launcher.processes import (
     set_name,
 )
 from parctl.launcher.ranks import CommandStarter, ForkStarter, RankStart, Starter
-from parctl.launcher.ray.port import hold_port
-from parctl.launcher.ray.tail import Tail
 from parctl.launcher.run_directory import RunDirectory, write_whole
 from parctl.launcher.verdict import RankEnd, classify, is_failure
 

@@ -1,0 +1,142 @@
+{{/* Name of the chart in object names. */}}
+{{- define "parctl.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" }}
+{{- end }}
+
+{{/* Name of the release in object names: every name of cluster-wide objects starts with it. */}}
+{{- define "parctl.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
+{{- else -}}
+{{- $name := include "parctl.name" . }}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" }}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/*
+Name of a cluster-wide object: two releases of one name in two namespaces do not meet.
+The release of that name in the namespace of that name has the short one.
+*/}}
+{{- define "parctl.clusterName" -}}
+{{- $full := include "parctl.fullname" . }}
+{{- if eq $full .Release.Namespace -}}
+{{- $full }}
+{{- else -}}
+{{- printf "%s-%s" .Release.Namespace $full | trunc 50 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{/* What selects the pods of a component; `component` is set by the caller. */}}
+{{- define "parctl.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "parctl.name" .root }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{- define "parctl.labels" -}}
+{{ include "parctl.selectorLabels" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: parctl
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{- with .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/*
+Annotations of an object: the common ones and `extra`, a map. Empty when there are none.
+*/}}
+{{- define "parctl.annotations" -}}
+{{- $all := merge (dict) (default (dict) .extra) .root.Values.commonAnnotations }}
+{{- if $all }}
+annotations:
+  {{- toYaml $all | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* Name, labels and annotations of an object. */}}
+{{- define "parctl.metadata" -}}
+name: {{ .name }}
+{{- with .namespace }}
+namespace: {{ . }}
+{{- end }}
+labels:
+  {{- include "parctl.labels" . | nindent 2 }}
+  {{- with .labels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- include "parctl.annotations" . }}
+{{- end }}
+
+{{- define "parctl.image" -}}
+{{- $registry := default (dig "imageRegistry" "" .Values.global) .Values.image.registry }}
+{{- $name := .Values.image.repository }}
+{{- with $registry }}
+{{- $name = printf "%s/%s" (trimSuffix "/" .) $name }}
+{{- end }}
+{{- if .Values.image.digest -}}
+{{- printf "%s@%s" $name .Values.image.digest }}
+{{- else -}}
+{{- printf "%s:%s" $name (default .Chart.AppVersion .Values.image.tag) }}
+{{- end }}
+{{- end }}
+
+{{- define "parctl.pullSecrets" -}}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "parctl.discoveryAccount" -}}
+{{- default (printf "%s-discovery" (include "parctl.fullname" .)) .Values.discovery.serviceAccount.name }}
+{{- end }}
+
+{{/* The security context of every container, which passes the restricted standard. */}}
+{{- define "parctl.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{- define "parctl.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{/* What no schema can say: values that contradict each other. */}}
+{{- define "parctl.checks" -}}
+{{- if and .Values.discovery.driver.root (not .Values.discovery.privileged) }}
+{{- fail "discovery.driver.root needs discovery.privileged: true - without a runtime that hands out devices, the kernel lets no other container open them" }}
+{{- end }}
+{{- if and .Values.discovery.enabled (ne .Values.discovery.publish "crd") (or .Values.discovery.labels .Values.discovery.taintEffect) }}
+{{- fail "discovery.labels and discovery.taintEffect change nodes, and discovery.publish: configMap is for those who may not: set publish: crd" }}
+{{- end }}
+{{- if and .Values.kueue.enabled (not .Values.kueue.clusterQueue.quotas) }}
+{{- fail "kueue.clusterQueue.quotas is empty: nothing would ever be admitted" }}
+{{- end }}
+{{- end }}
+
+{{/* Subjects of a binding: users and groups belong to the API group, service accounts do not. */}}
+{{- define "parctl.subjects" -}}
+{{- range . }}
+- kind: {{ .kind }}
+  name: {{ .name | quote }}
+  {{- if eq .kind "ServiceAccount" }}
+  namespace: {{ .namespace }}
+  {{- else }}
+  apiGroup: rbac.authorization.k8s.io
+  {{- end }}
+{{- end }}
+{{- end }}

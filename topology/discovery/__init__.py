@@ -1,0 +1,1 @@
+"""What runs on every node of a Kubernetes cluster: read the node, publish what was read."""

@@ -1,0 +1,171 @@
+"""Write what a reading found into the cluster, and only what changed.
+
+The API is spoken over what the caller passes in: one method, so that this folder needs no client
+of its own. A record is applied by its whole (server-side apply), its status by a merge patch;
+labels are applied without force and only where nobody else has them, taints with the version of
+the node that they were read from.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Literal, Protocol
+
+from parctl.topology.discovery import objects
+from parctl.topology.discovery.conditions import Condition, changes, conditions_of
+from parctl.topology.discovery.objects import Object
+from parctl.topology.discovery.reading import Reading
+from parctl.topology.discovery.record import Record, empty_record, lost, record_of
+
+MANAGER = "parctl-discovery"
+APPLY, MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
+NOT_FOUND, CONFLICT = 404, 409
+REFRESH_S = 3600.0  # `observedAt` is renewed that often though nothing changed
+
+
+class Api(Protocol):
+    """One request to the API server and its JSON; errors have HTTP's code as `code`."""
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        *,
+        body: Mapping[str, Any] | None = None,
+        content: str = "application/json",
+    ) -> Object: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What is written, and where to."""
+
+    node: str
+    publish: Literal["crd", "configMap"]
+    namespace: str  # of the ConfigMap
+    config_map: str  # its name
+    pod_name: str
+    pod_uid: str
+    events: bool
+    labels: bool
+    taint_effect: str | None  # None: the node gets no taint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """What the cluster was told last."""
+
+    record: Record = field(default_factory=dict)
+    conditions: tuple[Condition, ...] = ()
+    at_s: float = -REFRESH_S  # by `time.monotonic`
+
+
+def publish(
+    api: Api,
+    target: Target,
+    reading: Reading,
+    before: Published,
+    *,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> Published:
+    """Tell the cluster of a reading. What it was told before is not told again.
+
+    Whatever the API answers with, other than a conflict, is raised as it came.
+    """
+    moment = now().isoformat(timespec="seconds").replace("+00:00", "Z")
+    # of a reading that failed nothing is known: the last record stands
+    if reading.failure:
+        record = before.record or empty_record()
+    else:
+        record = record_of(reading, before.record)
+    faults = [*reading.faults, *lost(record)]
+    conditions = tuple(conditions_of(reading, faults, before.conditions, moment))
+    fresh = time.monotonic() - before.at_s < REFRESH_S
+    if fresh and record == before.record and conditions == before.conditions:
+        return before
+    status = objects.status_document(record, conditions, moment)
+    if target.publish == "configMap":
+        _apply_config_map(api, target, record, status)
+        return Published(record=record, conditions=conditions, at_s=time.monotonic())
+    node = api.ask("GET", _node_path(target))
+    path = f"{objects.RECORDS_PATH}/{target.node}"
+    api.ask("PATCH", path, _applying(force=True), body=objects.node_topology(record, node),
+            content=APPLY)  # fmt: skip
+    api.ask("PATCH", f"{path}/status", body={"status": status}, content=MERGE)
+    if target.labels:
+        _apply_labels(api, target, record, node)
+    if target.taint_effect:
+        _apply_taint(api, target, conditions, node, target.taint_effect)
+    if target.events:
+        for number, change in enumerate(changes(before.conditions, conditions)):
+            name = f"{target.node}.{time.time_ns() + number:x}"
+            document = objects.event(change, node, now=moment, name=name)
+            api.ask("POST", f"/api/v1/namespaces/{objects.EVENTS_NAMESPACE}/events", body=document)
+    return Published(record=record, conditions=conditions, at_s=time.monotonic())
+
+
+def recall(api: Api, target: Target) -> Published:
+    """What an earlier daemon on this node has told, so that nothing is told twice."""
+    if target.publish == "configMap":
+        return Published()  # it went with the pod that owned it
+    try:
+        found = api.ask("GET", f"{objects.RECORDS_PATH}/{target.node}")
+    except Exception as error:
+        if getattr(error, "code", None) == NOT_FOUND:
+            return Published()
+        raise
+    conditions = (found.get("status") or {}).get("conditions") or ()
+    return Published(record=found.get("spec") or {}, conditions=tuple(conditions))
+
+
+def forget_time(published: Published) -> Published:
+    """The same, to be told again at the next reading."""
+    return replace(published, at_s=-REFRESH_S)
+
+
+def _apply_config_map(api: Api, target: Target, record: Record, status: Object) -> None:
+    pod = {"name": target.pod_name, "uid": target.pod_uid}
+    document = objects.config_map(record, status, name=target.config_map, node=target.node, pod=pod)
+    path = f"/api/v1/namespaces/{target.namespace}/configmaps/{target.config_map}"
+    api.ask("PATCH", path, _applying(force=True), body=document, content=APPLY)
+
+
+def _apply_labels(api: Api, target: Target, record: Record, node: Object) -> None:
+    labels = objects.own_labels(objects.labels_of(record), node, MANAGER)
+    metadata = {"name": target.node, "labels": labels}
+    document = {"apiVersion": "v1", "kind": "Node", "metadata": metadata}
+    try:
+        api.ask("PATCH", _node_path(target), _applying(force=False), body=document, content=APPLY)
+    except Exception as error:
+        # somebody took one over since the node was read: it is theirs, and seen at the next change
+        if getattr(error, "code", None) != CONFLICT:
+            raise
+
+
+def _apply_taint(
+    api: Api, target: Target, conditions: tuple[Condition, ...], node: Object, effect: str
+) -> None:
+    for _ in range(3):
+        taints = objects.tainted(node, conditions, effect)
+        if taints is None:
+            return
+        version = node["metadata"]["resourceVersion"]
+        change = {"metadata": {"resourceVersion": version}, "spec": {"taints": taints}}
+        try:
+            api.ask("PATCH", _node_path(target), body=change, content=MERGE)
+            return
+        except Exception as error:
+            if getattr(error, "code", None) != CONFLICT:
+                raise
+            node = api.ask("GET", _node_path(target))
+
+
+def _node_path(target: Target) -> str:
+    return f"/api/v1/nodes/{target.node}"
+
+
+def _applying(*, force: bool) -> dict[str, str]:
+    query = {"fieldManager": MANAGER, "fieldValidation": "Strict"}
+    return query | ({"force": "true"} if force else {})
