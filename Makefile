@@ -54,7 +54,7 @@ matrix-inference: $(INSTALLED)
 	$(BIN)/python -m tests.runtime.inference.matrix
 	$(BIN)/python -m tests.runtime.inference.block_operations
 
-# Twenty launches into a cluster in disorder, and every model in every shape beside a local run.
+# Twenty launches into a cluster in disorder, every model in every shape beside a local run, every fault.
 matrix-kubernetes: $(INSTALLED)
 	$(BIN)/python -m tests.launcher.kubernetes.matrix
 

@@ -17,8 +17,9 @@ published figures are theirs. Per rank, for the worst pipeline rank:
 
 from dataclasses import dataclass, replace
 
-from parctl.planner.memory import GPU_BUFFER_BYTES, USABLE_FRACTION
+from parctl.planner.memory import GPU_BUFFER_BYTES
 from parctl.planner.shards import Shard, largest_unit, stage_shard
+from parctl.planner.staged_memory import USABLE_FRACTION
 from parctl.planner.time.job import ALL, Job
 from parctl.planner.time.pipeline import ranks_of
 from parctl.recipes.parameters import count_parameters, is_sparse

@@ -2,16 +2,17 @@
 
 Every side gets the same warm cluster of two nodes with four fake GPUs each, started here, and is
 timed from the command to the end of the first all-reduce of the last of its eight ranks. All go
-through Ray's job table, as a user's would. parctl is there twice: with a script, whose ranks import
-torch one by one as the others' do, and with its own runtime, whose ranks are forked from one
-process per node that has; there the mark is the line that rank 0 writes once the model is built,
-which is later than the first all-reduce. `moved` counts ranks that did not sit where RANK says they
-should: 0 to 3 on one node, 4 to 7 on another, each on the GPU of its local rank.
+through Ray's job table, as a user's would. parctl is there twice: with its own runtime, whose ranks
+are forked from one process per node that has imported torch and the trainer, and with a script,
+whose ranks import torch one by one as the others' do. `moved` counts ranks that did not sit where
+RANK says they should: 0 to 3 on one node, 4 to 7 on another, each on the GPU of its local rank.
 
-Then, with `--nodes`, how long it takes to submit a run, and to place one rank on every node of so
-many fake nodes.
+Then, with `--groups`, how many tensor parallel groups of eight ranks lie on one node each, for
+parctl and for Ray's own packing of one bundle per rank, on four nodes of eight GPUs: empty, and
+with a job beside that holds three GPUs. With `--nodes`, how long it takes to submit a run, and to
+place one rank on every node of so many fake nodes.
 
-    python -m benchmarks.ray_launch [--rounds 3] [--nodes 4 8 16]
+    python -m benchmarks.ray_launch [--rounds 3] [--groups] [--nodes 4 8 16]
 
 Goal: at most half of the best of the others. Ray runs in the peers' environment, which `make bench`
 installs; without it Ray Train fails for want of pandas.
@@ -24,12 +25,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
-from tests.launcher.ray.cluster import RayCluster, start_cluster
+from tests.launcher.ray.cluster import start_cluster
+
+if TYPE_CHECKING:
+    from parctl.launcher.ray.backend import RayBackend
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".venv-peers" / "bin" / "python"  # has what Ray Train wants, and no parctl
@@ -56,6 +62,36 @@ PARCTL = """\
 import os
 node = os.environ["PARCTL_NODE"]
 gpu = lambda mask: mask[int(os.environ["LOCAL_RANK"])]
+"""
+# on the PYTHONPATH of all sides: does the same with the first all-reduce of parctl's own runtime
+HOOK = """\
+import importlib.abc, importlib.machinery, os, sys
+
+def stamp_first_collective():
+    import torch.distributed as dist
+    join = dist.init_process_group
+    def joined(*args, **kwargs):
+        join(*args, **kwargs)
+        node = os.environ["PARCTL_NODE"]
+        gpu = lambda mask: mask[int(os.environ["LOCAL_RANK"])]
+        exec({rank!r}.replace("MARKS", os.environ["MARKS"]), {{"node": node, "gpu": gpu}})
+        dist.barrier()
+        os._exit(0)
+    dist.init_process_group = joined
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "parctl.runtime.worker":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        execute = spec.loader.exec_module
+        def exec_module(module):
+            execute(module)
+            stamp_first_collective()
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Finder())
 """
 TRAIN = """\
 import ray, ray.train
@@ -108,6 +144,21 @@ ranks = [
 address, port = ray.get(ranks[0].port.remote())
 ray.get([actor.run.remote(rank, address, port) for rank, actor in enumerate(ranks)])
 """
+# as a launcher with an actor per rank asks for its places
+PACK = """\
+import json, os
+import ray
+from ray.util.placement_group import placement_group, placement_group_table
+
+ray.init()
+group = placement_group([{{"GPU": 1}}] * {ranks}, strategy="PACK")
+ray.get(group.ready())
+nodes = placement_group_table(group)["bundles_to_node_id"]
+with open("{folder}/nodes.part", "w") as file:
+    json.dump([nodes[index] for index in range({ranks})], file)
+os.rename("{folder}/nodes.part", "{folder}/nodes")
+"""
+GROUP = 8  # ranks of a tensor parallel group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,23 +170,43 @@ class Measured:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--groups", action="store_true")
     parser.add_argument("--nodes", type=int, nargs="*", default=[])
     options = parser.parse_args()
-    python = str(PEERS) if PEERS.exists() else sys.executable
-    nodes = {f"node-{n}": {"num_gpus": 4, "num_cpus": 4} for n in range(2)}
-    cluster = start_cluster(nodes, python=python)
+    if options.rounds:
+        python = str(PEERS) if PEERS.exists() else sys.executable
+        with tempfile.TemporaryDirectory(prefix="pr-bench-") as hook:
+            Path(hook, "sitecustomize.py").write_text(
+                HOOK.format(rank=RANK.format(ranks=RANKS, folder="MARKS"))
+            )
+            os.environ["PYTHONPATH"] = hook
+            with _cluster(2, gpus=4, python=python):
+                del os.environ["PYTHONPATH"]
+                _compare(options.rounds)
+    if options.groups:
+        with _cluster(4, gpus=GROUP):
+            _count_groups()
+    for nodes in options.nodes:
+        with _cluster(nodes, gpus=1):
+            submitted, running = _place_everywhere(nodes)
+        print(f"{nodes:>5} nodes: submitted in {submitted:.1f} s, all ranks after {running:.1f} s")
+
+
+@contextmanager
+def _cluster(nodes: int, *, gpus: int, python: str = sys.executable) -> Iterator[None]:
+    """Start a cluster of so many nodes, and point the environment to it."""
+    resources = {"num_gpus": gpus, "num_cpus": gpus}
+    cluster = start_cluster({f"node-{n}": resources for n in range(nodes)}, python=python)
     try:
         os.environ.update(cluster.environment)
-        _compare(options.rounds)
+        yield
     finally:
         cluster.close()
-    for nodes in options.nodes:
-        _scale(nodes)
 
 
 def _compare(rounds: int) -> None:
     sides: Mapping[str, Callable[[], Measured]] = {
-        "parctl": _measure_runtime,
+        "parctl": lambda: _measure(_runtime),
         "parctl, a script": lambda: _measure(_parctl),
         "Ray Train v2": lambda: _measure(_train),
         "an actor per rank": lambda: _measure(_actors),
@@ -193,36 +264,11 @@ def _measure(side: Callable[[Path], Sequence[str]]) -> Measured:
     return Measured(seconds=max(fact["time"] for fact in facts) - began, moved=moved)
 
 
-def _measure_runtime() -> Measured:
-    """Launch the bundled runtime, and cancel it once its model is built."""
-    from parctl.launcher.launch import prepared_launch
-    from parctl.launcher.run_id import new_run_id
-
-    run_id = new_run_id("bench")
-    with tempfile.TemporaryDirectory(prefix="pr-bench-") as name:
-        began = time.time()
-        with prepared_launch(
-            "tiny-llama",
-            overrides=[
-                "parallelism=TP4+SP+FSDP2",
-                "train.steps=100000",
-                f"checkpoint.dir={name}/saved",
-            ],
-            num_devices=None,
-            backend="ray",
-            run_id=run_id,
-            force=False,
-            ahead=True,
-        ) as prepared:
-            backend = prepared.backend
-            backend.submit(prepared.manifests)
-        lines = backend.logs(run_id, rank=0, since=None, tail=None, follow=True)
-        if not next(lines).text.startswith("training tiny-llama"):
-            raise RuntimeError("rank 0 begins with another line")
-        seconds = time.time() - began
-        backend.cancel(run_id, grace_s=0)
-    _settle()
-    return Measured(seconds=seconds, moved=None)
+def _runtime(folder: Path) -> Sequence[str]:
+    changes = ["parallelism=TP4+SP+FSDP2", f"checkpoint.dir={folder}/saved"]
+    changes.append(f"launch.env={{MARKS: {folder}}}")
+    words = [word for change in changes for word in ("--set", change)]
+    return [sys.executable, "-m", "parctl", "launch", "tiny-llama", "-b", "ray", *words]
 
 
 def _parctl(folder: Path) -> Sequence[str]:
@@ -276,45 +322,83 @@ def _settle() -> None:
     time.sleep(1.0)  # workers that ended with it
 
 
-def _scale(nodes: int) -> None:
+def _count_groups() -> None:
+    """How many groups of consecutive ranks lie on one node each."""
+    print(f"{'groups of 8 on one node':<26}{'parctl':>10}{'PACK':>10}")
+    for beside, groups in ((0, 4), (3, 3)):
+        with tempfile.TemporaryDirectory(prefix="pr-bench-") as name:
+            folder = Path(name)
+            if beside:
+                _launch_sleep(folder, "beside-1", {"dp": beside})
+            _launch_sleep(folder, "groups-1", {"dp": groups, "tp": GROUP})
+            ours = [rank.node for rank in _backend().status("groups-1").ranks]
+            _remove("groups-1")
+            (folder / "pack.py").write_text(PACK.format(ranks=groups * GROUP, folder=folder))
+            # the second: without it `ray` shows no token
+            environment = {**os.environ, "RAY_AUTH_MODE": "token"}
+            subprocess.run(
+                _job(folder / "pack.py"), check=True, capture_output=True, env=environment
+            )
+            packed = json.loads(_wait_for(folder / "nodes"))
+            if beside:
+                _remove("beside-1")
+        case = f"{groups} on 4 nodes" + (f", {beside} GPUs taken" if beside else "")
+        print(f"{case:<26}{_whole(ours):>10}{_whole(packed):>10}")
+        _settle()
+
+
+def _whole(nodes: Sequence[str]) -> str:
+    groups = [set(nodes[first : first + GROUP]) for first in range(0, len(nodes), GROUP)]
+    return f"{sum(len(group) == 1 for group in groups)} of {len(groups)}"
+
+
+def _place_everywhere(nodes: int) -> tuple[float, float]:
     """One rank on each of many nodes: the client's part, and until all of them run."""
-    cluster = start_cluster({f"node-{n}": {"num_gpus": 1, "num_cpus": 1} for n in range(nodes)})
-    try:
-        os.environ.update(cluster.environment)
-        submitted, running = _place_everywhere(cluster, nodes)
-        print(f"{nodes:>5} nodes: submitted in {submitted:.1f} s, all ranks after {running:.1f} s")
-    finally:
-        cluster.close()
+    with tempfile.TemporaryDirectory(prefix="pr-bench-") as name:
+        began = time.monotonic()
+        submitted = _launch_sleep(Path(name), "many-1", {"dp": nodes}) - began
+        running = time.monotonic() - began
+    _remove("many-1")
+    return submitted, running
 
 
-def _place_everywhere(cluster: RayCluster, nodes: int) -> tuple[float, float]:
+def _launch_sleep(folder: Path, run_id: str, axes: Mapping[str, int]) -> float:
+    """Launch ranks that sleep, and wait until all run; returns when they were submitted."""
     from parctl.launcher.backend import State
     from parctl.launcher.launch import prepared_launch
 
-    with tempfile.TemporaryDirectory(prefix="pr-bench-") as name:
-        recipe = Path(name, "recipe.yaml")
-        recipe.write_text(
-            f"version: 1\nname: many\ntask: script\nparallelism: {{dp: {nodes}}}\n"
-            "script: {command: [/bin/sleep, '600']}\n"
-        )
-        began = time.monotonic()
-        with prepared_launch(
-            str(recipe),
-            overrides=[],
-            num_devices=None,
-            backend="ray",
-            run_id="many-1",
-            force=False,
-            ahead=True,
-        ) as prepared:
-            backend = prepared.backend
-            backend.submit(prepared.manifests)
-        submitted = time.monotonic() - began
-        while backend.status("many-1").state is not State.RUNNING:
-            time.sleep(0.1)
-        running = time.monotonic() - began
-        backend.cancel("many-1", grace_s=0)
-    return submitted, running
+    recipe = folder / f"{run_id}.yaml"
+    recipe.write_text(
+        f"version: 1\nname: sleep\ntask: script\nparallelism: {json.dumps(axes)}\n"
+        "script: {command: [/bin/sleep, '600']}\n"
+    )
+    with prepared_launch(
+        str(recipe),
+        overrides=[],
+        num_devices=None,
+        backend="ray",
+        run_id=run_id,
+        force=False,
+        ahead=True,
+    ) as prepared:
+        prepared.backend.submit(prepared.manifests)
+    submitted = time.monotonic()
+    while (status := _backend().status(run_id)).state is not State.RUNNING:
+        if status.state.ended:
+            raise RuntimeError(f"{run_id} is {status.state}: {status.verdict}")
+        time.sleep(0.1)
+    return submitted
+
+
+def _backend() -> "RayBackend":
+    from parctl.launcher.ray.backend import RayBackend
+
+    return RayBackend()
+
+
+def _remove(run_id: str) -> None:
+    _backend().cancel(run_id, grace_s=0)
+    _backend().delete(run_id)
 
 
 if __name__ == "__main__":

@@ -25,11 +25,12 @@ def target_of(environment: Mapping[str, str]) -> Target:
     if publish not in PUBLISH:
         raise UsageError(f"PARCTL_PUBLISH = {publish}, expected {' or '.join(PUBLISH)}")
     node = _needed(environment, "PARCTL_NODE")
+    prefix = environment.get("PARCTL_CONFIG_PREFIX", "parctl-topology")
     return Target(
         node=node,
         publish=cast(Literal["crd", "configMap"], publish),
         namespace=_needed(environment, "PARCTL_POD_NAMESPACE"),
-        config_map=f"{environment.get('PARCTL_CONFIG_PREFIX', 'parctl-topology')}-{node}",
+        config_map=f"{prefix}-{node}",
         pod_name=_needed(environment, "PARCTL_POD"),
         pod_uid=_needed(environment, "PARCTL_POD_UID"),
         events=environment.get("PARCTL_EVENTS") == "true",

@@ -75,6 +75,8 @@ def launch(
         cluster=cluster,
     ) as prepared:
         owner, manifests = prepared.backend, prepared.manifests
+        for sentence in manifests.notes:
+            note(sentence)
         if dry_run:
             for number, document in enumerate(manifests.documents):
                 if number and output == "yaml":

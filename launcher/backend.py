@@ -45,6 +45,7 @@ class Manifests:
     backend: str
     plan: Plan
     documents: tuple[Mapping[str, Any], ...]
+    notes: tuple[str, ...] = ()  # what whoever submits them should know
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,13 +15,14 @@ number. Replicas (`dp`) hold the same and change nothing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from parctl.planner import shards
 from parctl.planner.degrees import Degrees
 from parctl.planner.memory import CPU_BUFFER_BYTES, GPU_BUFFER_BYTES
 from parctl.planner.shards import ceil_div
+from parctl.planner.staged_memory import StagedMemory
 from parctl.planner.stages import split_layers
 from parctl.recipes.inference_spec import InferenceSpec
 from parctl.recipes.parameters import count_parameters
@@ -52,31 +53,16 @@ class InferenceStage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InferenceMemory:
-    """What `task: generate` and `task: serve` need. Blocks and sequences are of one replica."""
+class InferenceMemory(StagedMemory[InferenceStage]):
+    """What `task: generate` and `task: serve` need. Blocks and sequences are of one replica.
 
-    stages: tuple[InferenceStage, ...]
-    device_bytes: int | None
-    usable_fraction: float
-    kind: Literal["gpu", "cpu"]
+    It fits if the weights and one sequence of the longest context find room.
+    """
+
     num_blocks: int
     tokens_per_block: int  # of a sequence, over its cp ranks
     needed_blocks: int  # for one sequence of the longest context
     max_context: int
-
-    @property
-    def worst(self) -> InferenceStage:
-        return max(self.stages, key=lambda stage: stage.total)
-
-    @property
-    def usable_bytes(self) -> int | None:
-        return None if self.device_bytes is None else int(self.device_bytes * self.usable_fraction)
-
-    @property
-    def fits(self) -> bool | None:
-        """Whether the weights and one sequence of the longest context find room."""
-        usable = self.usable_bytes
-        return None if usable is None else self.worst.total <= usable
 
     @property
     def num_tokens(self) -> int:
@@ -88,25 +74,13 @@ class InferenceMemory:
         """Sequences of the longest context that are in memory at once."""
         return self.num_blocks // self.needed_blocks
 
-    def to_json(self) -> dict[str, Any]:
+    def own_json(self) -> dict[str, Any]:
         return {
-            "fits": self.fits,
-            "worst_stage": self.worst.stage,
-            "total_bytes": self.worst.total,
-            "usable_bytes": self.usable_bytes,
-            "device_bytes": self.device_bytes,
-            "usable_fraction": self.usable_fraction,
-            "kind": self.kind,
             "num_blocks": self.num_blocks,
             "tokens_per_block": self.tokens_per_block,
             "num_tokens": self.num_tokens,
             "max_context": self.max_context,
             "max_sequences": self.max_sequences,
-            "stages": [
-                {field.name: getattr(stage, field.name) for field in fields(stage)}
-                | {"total": stage.total}
-                for stage in self.stages
-            ],
         }
 
 

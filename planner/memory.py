@@ -1,14 +1,10 @@
 """Memory of one rank, stage by stage and term by term, in bytes.
 
-    total = weights + gradients + optimizer   closed forms, `parctl.planner.states`
-          + gathered                          FSDP's transient copies of whole layers
-          + activations                       `parctl.planner.activations`
-          + the larger of working, logits     one layer run again, or the loss: never together
-          + buffers                           device context and collective buffers
-
-All ranks of a pipeline stage hold the same, so the cost does not depend on how many ranks there
-are. `fits` compares the worst stage with the usable part of the smallest device: the allocator
-never gets all of it. None means that nobody told us the memory of the devices.
+total = weights + gradients + optimizer   closed forms, `parctl.planner.states`
+      + gathered                          FSDP's transient copies of whole layers
+      + activations                       `parctl.planner.activations`
+      + the larger of working, logits     one layer run again, or the loss: never together
+      + buffers                           device context and collective buffers
 """
 
 from collections.abc import Sequence
@@ -20,14 +16,12 @@ from parctl.planner.activations import Kind
 from parctl.planner.degrees import Degrees, num_micro_batches
 from parctl.planner.schedules import stage_ranks
 from parctl.planner.shards import Shard
+from parctl.planner.staged_memory import StagedMemory
 from parctl.planner.stages import split_layers
 from parctl.planner.states import Regime
 from parctl.recipes.parameters import ModelCount, count_parameters, is_sparse
 from parctl.recipes.spec import Recipe
 
-# share of device memory that tensors can fill before fragmentation ends the run: 0.88 to 0.92 is
-# reported for PyTorch's expandable segments on 80 GB devices (Megatron-Bridge guides)
-USABLE_FRACTION = 0.90
 # CUDA context 0.5 to 1 GB, NCCL buffers 1 to 3 GB (same source): 0.75 + 1.25
 GPU_BUFFER_BYTES = 2_000_000_000
 CPU_BUFFER_BYTES = 0  # ranks on CPU share the process image, and gloo's buffers are small
@@ -61,41 +55,13 @@ TERMS = tuple(field.name for field in fields(StageMemory))[4:]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
-    stages: tuple[StageMemory, ...]
-    device_bytes: int | None
-    kind: Kind
+class Memory(StagedMemory[StageMemory]):
+    """What training needs."""
+
     regime: str
 
-    @property
-    def worst(self) -> StageMemory:
-        return max(self.stages, key=lambda stage: stage.total)
-
-    @property
-    def usable_bytes(self) -> int | None:
-        return None if self.device_bytes is None else int(self.device_bytes * USABLE_FRACTION)
-
-    @property
-    def fits(self) -> bool | None:
-        usable = self.usable_bytes
-        return None if usable is None else self.worst.total <= usable
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "fits": self.fits,
-            "worst_stage": self.worst.stage,
-            "total_bytes": self.worst.total,
-            "usable_bytes": self.usable_bytes,
-            "device_bytes": self.device_bytes,
-            "usable_fraction": USABLE_FRACTION,
-            "kind": self.kind,
-            "regime": self.regime,
-            "stages": [
-                {field.name: getattr(stage, field.name) for field in fields(stage)}
-                | {"total": stage.total}
-                for stage in self.stages
-            ],
-        }
+    def own_json(self) -> dict[str, Any]:
+        return {"regime": self.regime}
 
 
 def estimate_memory(

@@ -13,8 +13,9 @@ from parctl.errors import CannotPlaceError
 from parctl.planner.degrees import Degrees
 from parctl.planner.devices import Devices
 from parctl.planner.inference import InferenceMemory, estimate_inference_memory
-from parctl.planner.memory import USABLE_FRACTION, Memory, estimate_memory, unsharded_state_bytes
+from parctl.planner.memory import Memory, estimate_memory, unsharded_state_bytes
 from parctl.planner.sizes import size_text
+from parctl.planner.staged_memory import USABLE_FRACTION
 from parctl.recipes.spec import ModelSpec, ParallelismSpec, Recipe
 from parctl.topology.placement.request import product_text
 

@@ -73,7 +73,8 @@ class KubernetesFields(Fields):
 
     kind: Kind = Field(
         default="auto",
-        description="of the workload; auto: a JobSet where the cluster has it, else a Job",
+        description="of the workload; auto: a JobSet where the cluster has it, else a Job; "
+        "rayjob needs KubeRay",
         examples=["job"],
     )
     namespace: Label | None = Field(
@@ -147,6 +148,21 @@ class KubernetesFields(Fields):
     gather_timeout_s: Annotated[float, Field(gt=0, le=1e7)] = Field(
         default=1800.0, description="seconds for all pods to come up", examples=[600.0]
     )
+    preflight: bool = Field(
+        default=False,
+        description="test every node first, and name the one that is bad",
+        examples=[True],
+    )
+    min_nodes: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="a restart may use as few, with less data parallelism; default: no fewer",
+        examples=[3],
+    )
+    rejoin_s: Annotated[float, Field(ge=0, le=1e7)] = Field(
+        default=60.0,
+        description="seconds that a lost pod may take to come back before `min_nodes` counts",
+        examples=[300.0],
+    )
     dead_node_s: Annotated[float, Field(ge=0, le=86400)] = Field(
         default=30.0,
         description="seconds until pods leave a node that does not answer",
@@ -174,6 +190,7 @@ def build_kubernetes(fields: KubernetesFields | None, context: "Context") -> Kub
             "tolerations": tuple(_toleration(toleration) for toleration in fields.tolerations),
             "pull_secrets": tuple(fields.pull_secrets),
             "gather_timeout_s": float(fields.gather_timeout_s),
+            "rejoin_s": float(fields.rejoin_s),
             "dead_node_s": float(fields.dead_node_s),
         }
     )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["auto", "jobset", "job"]
+Kind = Literal["auto", "jobset", "job", "rayjob"]
 Recovery = Literal["native", "coordinator"]
 
 
@@ -55,5 +55,8 @@ class KubernetesSpec:
     pull_secrets: tuple[str, ...] = ()
     network_policy: bool = True
     gather_timeout_s: float = 1800.0  # for all pods to come up
+    preflight: bool = False  # every node multiplies and reduces first; one that is bad is named
+    min_nodes: int | None = None  # a restart may use as few, with less data parallelism
+    rejoin_s: float = 60.0  # how long a lost pod may come back before the run goes on with fewer
     dead_node_s: float = 30.0  # until pods leave a node that does not answer
     patch: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by kind; RFC 7386

@@ -78,6 +78,7 @@ class Agent:
         self._told_to_end: float | None = None  # when; monotonic
         self._tell_end = False
         self._running = False  # ranks have been started and are not over
+        self._on_trial = False  # they are the preflight's
         self._code: int | None = None
         signal.signal(signal.SIGTERM, self._note_stop)
 
@@ -144,6 +145,7 @@ class Agent:
         elif "order" in message:
             if "start" in message["order"]:
                 self._running = True
+                self._on_trial = message["order"]["start"]["attempt"] == 0
                 self._tails.clear()
             self._node.send(message["order"])
         elif "done" in message:
@@ -205,9 +207,12 @@ class Agent:
         self._node.beat()
 
     def _hand_on(self, news: dict[str, Any]) -> None:
-        for rank, text in news.pop("lines", ()):
+        lines = news.pop("lines", ())
+        for rank, text in lines:
             self._tails.setdefault(rank, deque(maxlen=TAIL_LINES)).append(text)
             self._print(f"[rank {rank}] {text}")
+        if lines and self._on_trial:  # the leader reads what was measured
+            news["lines"] = lines
         if "exit" in news:
             end = news["exit"]
             if "kind" in end:

@@ -57,6 +57,26 @@ def bind_plan(
     return _with_layout(plan, binding.layout), binding.difference.sentences
 
 
+def bind_fewer(
+    plan: Plan, places: Sequence[Place], topology: Topology | None, *, min_nodes: int
+) -> tuple[Plan, tuple[str, ...]] | None:
+    """Return the plan with less data parallelism on the pods that are up; None: there is none."""
+    from parctl.launcher.nodes.fewer import plan_for_fewer  # numpy: only where something is lost
+
+    by_node = {place.node: place for place in places}
+    if not by_node or len(by_node) < len(places):
+        return None
+    count = _ranks_per_node(plan)
+    real = _topology(plan, by_node, topology)
+    nodes = [  # a pod has as many devices as it was given, whatever its node has
+        node
+        if len(node.hardware.devices) <= count
+        else replace(node, hardware=_unknown_hardware(plan))
+        for node in real.nodes
+    ]
+    return plan_for_fewer(plan, replace(real, nodes=tuple(nodes)), min_nodes=min_nodes)
+
+
 def _with_layout(plan: Plan, layout: Layout) -> Plan:
     nodes = list(dict.fromkeys(slot.node for slot in layout.slots))
     return replace(plan, layout=layout, topology={**plan.topology, "nodes": nodes})

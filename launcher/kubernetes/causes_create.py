@@ -10,6 +10,10 @@ from parctl.launcher.kubernetes.state import is_suspended
 
 QUIET_S = 20.0  # a controller that has done nothing for so long is not running
 
+REASONS = (
+    *("FailedCreate", "JobCreationFailed", "Forbidden"),
+    *("FailedToCreateHeadPod", "FailedToCreateWorkerPod", "FailedToCreateRayCluster"),
+)
 REFUSALS: Sequence[tuple[str, str, str]] = (
     (
         r"exceeded quota: (\S+), requested: (.+?), used: (.+?), limited: (.+)",
@@ -68,7 +72,7 @@ def creation_causes(facts: Facts) -> Sequence[Cause]:
     """Refusals of pods, and controllers that do nothing."""
     causes = []
     wanted = {facts.run.workload["metadata"]["uid"], *(j["metadata"]["uid"] for j in facts.jobs)}
-    for event in events_of(facts, "FailedCreate", "JobCreationFailed", "Forbidden"):
+    for event in events_of(facts, *REASONS):
         if event["involvedObject"].get("uid") in wanted and not _has_pods(facts):
             causes.append(_refusal(str(event["message"]), event_line(event)))
             break

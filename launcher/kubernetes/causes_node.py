@@ -41,7 +41,9 @@ def node_causes(facts: Facts) -> Sequence[Cause]:
 def _on_dead_node(facts: Facts, pod: Object, node: str, said: str) -> Cause:
     sentence = f"node {node}, where pod {pod_name(pod)} is, does not answer: {said}"
     if _stuck_s(facts, pod) > 0:
-        manual = annotation_of(facts.run.workload, names.RECOVERY) != "coordinator"
+        workload = facts.run.workload
+        coordinated = annotation_of(workload, names.RECOVERY) == "coordinator"
+        manual = not coordinated and workload["kind"] != "RayJob"
         return Cause(
             sentence=f"{sentence}; the pod cannot be replaced before it is known to be gone",
             fix=f"if the machine is really off: `kubectl taint node {node} "

@@ -16,7 +16,7 @@ def schedule_causes(facts: Facts) -> Sequence[Cause]:
     """One cause for the first pod that has no node; they are all alike."""
     pods = [
         pod
-        for pod in facts.run.rank_pods
+        for pod in [*facts.run.rank_pods, *facts.run.coordinator_pods]
         if phase_of(pod) == "Pending" and not pod["spec"].get("nodeName")
     ]
     if not pods:

@@ -11,7 +11,18 @@ from parctl.recipes.kubernetes_spec import KubernetesSpec
 def check_plan(plan: Plan, spec: KubernetesSpec) -> None:
     """Raise UsageError or CannotPlaceError for what cannot work."""
     _check_even(plan)
+    if spec.kind == "rayjob" and spec.recovery == "coordinator":
+        raise UsageError(
+            "recovery = coordinator, and a RayJob has a driver that does a coordinator's work",
+            hint="leave `recovery` out, or use `kind: jobset` or `kind: job`",
+        )
     _check_checkpoints(plan, spec)
+    if spec.min_nodes is not None and spec.kind != "rayjob" and spec.recovery != "coordinator":
+        raise UsageError(
+            f"launch.kubernetes.min_nodes = {spec.min_nodes}, and recovery is native, which knows "
+            "only the whole job",
+            hint="set `launch.kubernetes.recovery: coordinator`, or use `kind: rayjob`",
+        )
     script = plan.recipe.script
     if script is not None and script.workdir is not None and plan.recipe.launch.workdir is not None:
         raise UsageError(

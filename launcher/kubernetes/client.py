@@ -12,6 +12,7 @@ import json
 import ssl
 import time
 from collections.abc import Iterator, Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -22,6 +23,7 @@ from parctl.launcher.kubernetes.names import MANAGER, Object
 
 TIMEOUT_S = 30.0
 PAGE = 500
+CLOCK_S = 2.0  # what clocks may differ by unnoticed
 PATIENCE_S = 15.0  # how long an API server that restarts is waited for
 APPLY = "application/apply-patch+yaml"  # JSON is YAML
 MERGE = "application/merge-patch+json"
@@ -37,6 +39,8 @@ PLURALS = {
     ("rbac.authorization.k8s.io/v1", "Role"): "roles",
     ("rbac.authorization.k8s.io/v1", "RoleBinding"): "rolebindings",
     ("jobset.x-k8s.io/v1alpha2", "JobSet"): "jobsets",
+    ("ray.io/v1", "RayJob"): "rayjobs",
+    ("ray.io/v1", "RayCluster"): "rayclusters",
 }
 PLURALS |= {
     (f"kueue.x-k8s.io/{version}", kind): f"{kind.lower()}s"
@@ -62,6 +66,12 @@ class Client:
         self._ssl: ssl.SSLContext | None = None
         self._connection: http.client.HTTPConnection | None = None
         self._answered = False
+        self._ahead_s = 0.0  # the server's clock before ours
+
+    @property
+    def now_unix(self) -> float:
+        """The time by the server's clock, to which all times in objects belong."""
+        return time.time() + self._ahead_s
 
     def __del__(self) -> None:
         self.close()
@@ -261,7 +271,15 @@ class Client:
             connection.request(method, self._target(path, query), body=data, headers=headers)
             response = connection.getresponse()
         self._answered = True
+        self._note_clock(response.headers.get("Date"))
         return response
+
+    def _note_clock(self, date: str | None) -> None:
+        if date is None:
+            return
+        ahead_s = parsedate_to_datetime(date).timestamp() - time.time()
+        # it says whole seconds, and was said a moment ago
+        self._ahead_s = ahead_s if abs(ahead_s) > CLOCK_S else 0.0
 
     def _headers(self, *, renew: bool = False) -> dict[str, str]:
         headers = {"Accept": "application/json", "User-Agent": "parctl"}

@@ -33,6 +33,7 @@ def coordinate(
     *,
     retries: int,
     gather_timeout_s: float,
+    rejoin_s: float,
     stopped: Callable[[], bool],
     disrupted: Callable[[Peer], str | None],
     earlier: Report | None,
@@ -48,7 +49,11 @@ def coordinate(
         leader.happened(f"the coordinator was replaced in attempt {attempt}")
     while True:
         leader.team.leaving_s = None
-        why = leader.gather(timeout_s=gather_timeout_s, stopped=stopped)
+        why = leader.gather(
+            timeout_s=gather_timeout_s,
+            stopped=stopped,
+            fewer_after_s=rejoin_s if attempt else None,
+        )
         if stopped():
             return leader.report.state  # by whoever ended the workload, or this pod
         if why is not None:
@@ -122,6 +127,7 @@ def main() -> int:
             leader,
             retries=plan.recipe.launch.retries,
             gather_timeout_s=spec.gather_timeout_s,
+            rejoin_s=spec.rejoin_s,
             stopped=lambda: stop.asked or keeping.over,
             disrupted=keeping.disruption_of,
             earlier=earlier,

@@ -17,6 +17,15 @@ from parctl.recipes.kubernetes_spec import KubernetesSpec
 MODULE = "parctl.launcher.kubernetes.coordinator"
 GPU_PRESENT = "nvidia.com/gpu.present"  # label of the GPU operator
 RESTARTS = 1000  # of the coordinator itself: its end would be the end of the run
+_WITHOUT_GPUS = {"matchExpressions": [{"key": GPU_PRESENT, "operator": "DoesNotExist"}]}
+# rather on a node without GPUs; on a cluster that has none, on one with
+AWAY_FROM_GPUS: Object = {
+    "nodeAffinity": {
+        "preferredDuringSchedulingIgnoredDuringExecution": [
+            {"weight": 100, "preference": _WITHOUT_GPUS}
+        ]
+    }
+}
 
 
 def coordinator_objects(
@@ -92,20 +101,12 @@ def _rules(run_id: str) -> list[Object]:
 def _pod(spec: KubernetesSpec, run_id: str, image: str, payload: list[str]) -> Object:
     sources = [{"configMap": {"name": name}} for name in payload]
     fields = {"PARCTL_POD": "metadata.name", "PARCTL_NAMESPACE": "metadata.namespace"}
-    away = {"matchExpressions": [{"key": GPU_PRESENT, "operator": "DoesNotExist"}]}
     pod: Object = {
         "restartPolicy": "OnFailure",
         "serviceAccountName": coordinator_name(run_id),
         "securityContext": pod_security(),
         "enableServiceLinks": False,
-        # rather on a node without GPUs; on a cluster that has none, on one with
-        "affinity": {
-            "nodeAffinity": {
-                "preferredDuringSchedulingIgnoredDuringExecution": [
-                    {"weight": 100, "preference": away}
-                ]
-            }
-        },
+        "affinity": AWAY_FROM_GPUS,
         "tolerations": [
             {"key": spec.gpu_resource, "operator": "Exists", "effect": "NoSchedule"},
             *(

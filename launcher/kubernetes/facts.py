@@ -1,6 +1,5 @@
 """Everything that `parctl why` looks at, read once. What may not be read is said, not guessed."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +8,7 @@ from parctl.errors import BackendError
 from parctl.launcher.kubernetes import names
 from parctl.launcher.kubernetes.client import Client
 from parctl.launcher.kubernetes.names import Object
-from parctl.launcher.kubernetes.objects import RunObjects, kueue_api, label_of
+from parctl.launcher.kubernetes.objects import RAY_API, RunObjects, kueue_api, label_of
 from parctl.launcher.kubernetes.report import Report
 
 
@@ -19,7 +18,7 @@ class Facts:
 
     run: RunObjects
     report: Report | None
-    jobs: Sequence[Object]  # the Jobs of a JobSet, the coordinator's
+    jobs: Sequence[Object]  # the Jobs of a JobSet, the coordinator's, the RayCluster of a RayJob
     events: Sequence[Mapping[str, Any]] | None  # of these objects, oldest first
     nodes: Sequence[Object] | None
     others: Sequence[Object] | None  # pods of anybody that use the same resource
@@ -67,6 +66,8 @@ def gather_facts(client: Client, run: RunObjects, report: Report | None) -> Fact
     if run.workload["kind"] == "JobSet":
         own = f"jobset.sigs.k8s.io/jobset-name={run.run_id}"
         jobs = [*jobs, *(read("jobs", "batch/v1", "Job", labels=own) or [])]
+    if run.workload["kind"] == "RayJob":
+        jobs = [*jobs, *(read("Ray clusters", RAY_API, "RayCluster", labels=run_label) or [])]
     events = read("events", "v1", "Event")
     queue = label_of(run.workload, names.QUEUE)
     entry, local_queue, cluster_queue = None, None, None
@@ -97,7 +98,7 @@ def gather_facts(client: Client, run: RunObjects, report: Report | None) -> Fact
         cluster_queue=cluster_queue,
         has_kueue=api is not None,
         unread=unread,
-        now_unix=time.time(),
+        now_unix=client.now_unix,
     )
 
 

@@ -27,7 +27,7 @@ from parctl.launcher.attempt import Outcome
 from parctl.launcher.backend import RankStatus, State, Verdict
 from parctl.launcher.hang import hang_of
 from parctl.launcher.kubernetes import names
-from parctl.launcher.kubernetes.binding import bind_plan
+from parctl.launcher.kubernetes.binding import bind_fewer, bind_plan
 from parctl.launcher.kubernetes.channel import listen
 from parctl.launcher.kubernetes.pod_files import read_plan, read_topology, run_folder
 from parctl.launcher.kubernetes.report import (
@@ -43,6 +43,8 @@ from parctl.launcher.kubernetes.settings import kubernetes_spec, run_settings
 from parctl.launcher.kubernetes.team import Peer, PodTeam
 from parctl.launcher.metrics import step_of_line
 from parctl.launcher.nodes.attempt import NodesAttempt
+from parctl.launcher.nodes.environment import ranks_by_node
+from parctl.launcher.nodes.preflight import bad_nodes, try_nodes
 from parctl.launcher.run_directory import RunDirectory
 from parctl.launcher.verdict import Failure, fix_for, plain_verdict, reach_verdict
 from parctl.planner.plan import Plan
@@ -75,14 +77,27 @@ class Leader:
         self.report = first_report()
         self._stepped = 0.0
         self._lines: dict[int, list[str]] = {}
+        self._fewer: tuple[Plan, tuple[str, ...]] | None = None  # what the pods that are up can do
+        self._sound: set[str] = set()  # uids of pods whose nodes passed the preflight
         self.started_unix = 0.0
 
     # gather
 
-    def gather(self, *, timeout_s: float, stopped: Callable[[], bool]) -> str | None:
-        """Wait for an agent of every pod. Returns why that did not succeed, in a sentence."""
+    def gather(
+        self,
+        *,
+        timeout_s: float,
+        stopped: Callable[[], bool],
+        fewer_after_s: float | None = None,
+    ) -> str | None:
+        """Wait for an agent of every pod. Returns why that did not succeed, in a sentence.
+
+        After `fewer_after_s`, if that is given, a smaller job on the pods that are up will do.
+        """
         self.team.closed_to_new = False
-        deadline = time.monotonic() + timeout_s
+        self._fewer = None
+        began = time.monotonic()
+        deadline = began + timeout_s
         while True:
             for peer in list(self.team.peers.values()):
                 if peer.leaving and peer.lost is None:
@@ -96,9 +111,21 @@ class Leader:
                 return None
             if stopped():
                 return "the run was told to stop"
+            if fewer_after_s is not None and time.monotonic() >= began + fewer_after_s:
+                self._fewer = self._plan_for_those()
+                if self._fewer is not None:
+                    self.team.begin()
+                    return None
             if time.monotonic() >= deadline:
                 return f"{self._absence(absent)} for {timeout_s:g} s"
             self.team.listen(TICK_S)
+
+    def _plan_for_those(self) -> tuple[Plan, tuple[str, ...]] | None:
+        places = [peer.place for peer in self.team.peers.values()]
+        least = kubernetes_spec(self._planned).min_nodes
+        if least is None or len(places) < least:
+            return None
+        return bind_fewer(self._planned, places, self._topology, min_nodes=least)
 
     @property
     def num_pods(self) -> int:
@@ -123,7 +150,7 @@ class Leader:
         if missing:
             return None, plain_verdict(missing[0], cause=missing[0], fix=_image_fix(missing[0]))
         try:
-            self.plan, changes = bind_plan(
+            self.plan, changes = self._fewer or bind_plan(
                 self._planned, [peer.place for peer in peers], self._topology
             )
         except ParctlError as error:
@@ -131,6 +158,9 @@ class Leader:
             return None, plain_verdict(error.message, cause=error.message, fix=error.hint)
         for change in changes:
             self._say(change)
+        bad = self._examine()
+        if bad is not None:
+            return None, bad
         self.change(attempt=number, reason=None, verdict=None, ranks=())
         nodes = list(dict.fromkeys(slot.node for slot in self.plan.layout.slots))
         self._say(f"attempt {number} starts on {', '.join(nodes)}")
@@ -150,6 +180,36 @@ class Leader:
         if outcome.succeeded or outcome.cancelled:
             return outcome, None
         return outcome, self._verdict(number, outcome)
+
+    def _examine(self) -> Verdict | None:
+        """Try nodes that were not tried yet, each alone. Returns a verdict on the first bad one."""
+        spec, layout = kubernetes_spec(self.plan), self.plan.layout
+        members = {node: self.team.members[node] for node in ranks_by_node(layout)}
+        uids = {peer.uid for peer in members.values()}
+        if not spec.preflight or uids <= self._sound:
+            return None
+        self._say(f"preflight of {', '.join(members)}")
+        trials = try_nodes(
+            self.team,
+            layout,
+            pythons={node: peer.python for node, peer in members.items()},
+            kind=self.plan.topology.get("kind"),
+            stopped=lambda: self.team.leaving_s is not None,
+        )
+        if self.team.leaving_s is not None:  # a pod has to go: the attempt will see to it
+            return None
+        bad = bad_nodes(trials, {node: len(slots) for node, slots in ranks_by_node(layout).items()})
+        if not bad:
+            self._sound |= uids
+            return None
+        for node, why in bad.items():
+            self.happened(f"preflight: {node} is bad: {why}")
+        node, why = next(iter(bad.items()))
+        return plain_verdict(
+            f"{node} is bad: {why}",
+            cause=why,
+            fix=f"repair it, or do without: `placement.exclude: [{node}]`",
+        )
 
     def _ranks_changed(self, ranks: tuple[RankStatus, ...], all_started: bool) -> None:
         self.change(ranks=ranks, state=State.RUNNING if all_started else State.PLACING)

@@ -32,6 +32,7 @@ from parctl.launcher.kubernetes.report import MARK, REPEAT_LINES, SAY
 RANK_LINE = re.compile(r"\[rank (\d+)\] ?(.*)", re.DOTALL)
 POLL_S = 0.5
 STREAM_S = 3600.0
+LAST_WORDS_S = 2.0  # a pod that does not end with the run may still say how it ended
 Timed = tuple[str, int, LogLine]  # the server's time, a number that keeps the order, the line
 
 
@@ -101,15 +102,20 @@ def follow_logs(
         quiet = False
         while not quiet:
             try:
-                line = arrived.get(timeout=POLL_S)
+                line = arrived.get(timeout=LAST_WORDS_S if over and _outlives(run) else POLL_S)
             except queue.Empty:
                 quiet = True
             else:
                 if rank is None or line.rank == rank:
                     yield line
-        if over and all(not follower.is_alive() for follower in followers.values()):
+        if over and (_outlives(run) or not any(each.is_alive() for each in followers.values())):
             return
         run = objects()
+
+
+def _outlives(run: RunObjects | None) -> bool:
+    """Whether a pod goes on when the run has ended: the head of a Ray cluster, for its log."""
+    return run is not None and run.workload["kind"] == "RayJob"
 
 
 def _tail_of(

@@ -29,6 +29,7 @@ PLAN_MOUNT = "/parctl/plan"
 RUN_MOUNT = "/parctl/run"
 AGENT_MOUNT = "/parctl/agent"
 CONTROL_PORT = 29400
+DASHBOARD_PORT = 8265  # of a Ray head
 TERMINATION_LOG = "/dev/termination-log"
 QUEUE = "kueue.x-k8s.io/queue-name"
 

@@ -74,13 +74,15 @@ def describe(plan: Plan, index: int) -> dict[str, Any]:
         "address": os.environ["PARCTL_POD_IP"],
         "attempts": int(failures) if failures.isdigit() else 0,
         "missing": missing(plan),
+        "python": sys.executable,
         "hardware": hardware() if plan.topology.get("kind") == "gpu" else None,
     }
 
 
 def missing(plan: Plan) -> list[str]:
     """What this image lacks, in words."""
-    wanted = () if plan.recipe.script else NEEDED
+    runs_torch = plan.recipe.script is None or kubernetes_spec(plan).preflight
+    wanted = NEEDED if runs_torch else ()
     found = [f"`{name}` is not installed in the image" for name in wanted if not find_spec(name)]
     script = plan.recipe.script
     if script is not None and script.workdir and not Path(script.workdir).is_dir():

@@ -6,7 +6,7 @@
     Service RUN                          headless: the pods' names
     NetworkPolicy RUN                    only the run's own pods reach its ranks
     RUN-coordinator                      recovery: coordinator - account, role, Service, Job
-    Job | JobSet RUN                     the pods
+    Job | JobSet | RayJob RUN            the pods
 
 The workload comes last, so that pods find what they mount.
 """
@@ -25,6 +25,14 @@ from parctl.launcher.kubernetes.names import Object
 from parctl.launcher.kubernetes.payload import WORKDIR, pack
 from parctl.launcher.kubernetes.placement import topology_request
 from parctl.launcher.kubernetes.pod_template import pod_spec
+from parctl.launcher.kubernetes.privileges import privileged_choices
+from parctl.launcher.kubernetes.rayjob import (
+    OVERWRITE,
+    RUN_FILE,
+    operator_may_enter,
+    rayjob,
+    run_file,
+)
 from parctl.launcher.kubernetes.shapes import ATTEMPT_FIELDS, Shape, leader_host, workload
 from parctl.launcher.owner import label_value
 from parctl.launcher.run_id import check_run_id
@@ -55,7 +63,7 @@ def render(plan: Plan, run_id: str, target: Target) -> Manifests:
     spec = plan.recipe.launch.kubernetes or KubernetesSpec()
     check_plan(plan, spec)
     shape = shape_of(spec, target)
-    maps = pack(_files(plan, target))
+    maps = pack(_files(plan, spec, target, shape, run_id))
     payload = [f"{run_id}-plan" + (f"-{number}" if number else "") for number in range(len(maps))]
     objects: list[Object] = [
         {
@@ -67,10 +75,10 @@ def render(plan: Plan, run_id: str, target: Target) -> Manifests:
         }
         for name, data in zip(payload, maps, strict=True)
     ]
-    if shape == "job":  # a JobSet brings its own
+    if shape == "job":  # a JobSet brings its own, and a RayJob needs none
         objects.append(_service(run_id))
     if spec.network_policy and not spec.host_network:
-        objects.append(_network_policy(run_id))
+        objects.append(_network_policy(run_id, shape))
     leader = leader_host(shape, run_id)
     if spec.recovery == "coordinator":
         image = spec.agent_image or _image(plan, target)
@@ -82,6 +90,7 @@ def render(plan: Plan, run_id: str, target: Target) -> Manifests:
         backend="kubernetes",
         plan=plan,
         documents=tuple(_finished(each, plan, spec, run_id, target) for each in objects),
+        notes=privileged_choices(spec),
     )
 
 
@@ -108,7 +117,7 @@ def _workload(
         image=_image(plan, target),
         leader=leader,
         topology=target.topology,
-        attempt_field=ATTEMPT_FIELDS[shape] if spec.recovery == "native" else None,
+        attempt_field=ATTEMPT_FIELDS.get(shape) if spec.recovery == "native" else None,
         payload=payload,
     )
     labels = _labels(plan, run_id, target) | {names.ROLE: names.RANKS}
@@ -119,7 +128,10 @@ def _workload(
         if request:
             template["metadata"]["annotations"] = request
     template = merge_patch(template, spec.patch.get("Pod", {}))
-    result = workload(shape, plan, run_id, spec.recovery, template)
+    if shape == "rayjob":
+        result = rayjob(plan, spec, run_id, template)
+    else:
+        result = workload(shape, plan, run_id, spec.recovery, template)
     steps = plan.recipe.train.steps if plan.recipe.train else None
     result["metadata"] = {
         "name": run_id,
@@ -131,7 +143,8 @@ def _workload(
             names.NUM_RANKS: str(plan.layout.world_size),
             names.NUM_PODS: str(plan.layout.num_nodes),
         }
-        | ({} if steps is None else {names.STEPS: str(steps)}),
+        | ({} if steps is None else {names.STEPS: str(steps)})
+        | (OVERWRITE if shape == "rayjob" else {}),
     }
     return result
 
@@ -183,7 +196,9 @@ def merge_patch(value: Any, patch: Any) -> Any:
     return result
 
 
-def _files(plan: Plan, target: Target) -> dict[str, bytes]:
+def _files(
+    plan: Plan, spec: KubernetesSpec, target: Target, shape: Shape, run_id: str
+) -> dict[str, bytes]:
     files = {PLAN_FILE: canonical(plan.to_json()).encode()}
     if target.topology is not None:
         from parctl.topology.store import topology_to_json
@@ -191,6 +206,8 @@ def _files(plan: Plan, target: Target) -> dict[str, bytes]:
         files[TOPOLOGY_FILE] = json.dumps(topology_to_json(target.topology)).encode()
     if target.workdir is not None:
         files[WORKDIR] = target.workdir
+    if shape == "rayjob":
+        files[RUN_FILE] = run_file(plan, spec, run_id, has_work=target.workdir is not None)
     return files
 
 
@@ -219,11 +236,14 @@ def _service(run_id: str) -> Object:
     }
 
 
-def _network_policy(run_id: str) -> Object:
+def _network_policy(run_id: str, shape: Shape) -> Object:
     own = {"podSelector": {"matchLabels": {names.RUN: run_id}}}
+    ingress: list[Object] = [{"from": [own]}]
+    if shape == "rayjob":
+        ingress.append(operator_may_enter())
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": {"name": run_id},
-        "spec": {**own, "policyTypes": ["Ingress"], "ingress": [{"from": [own]}]},
+        "spec": {**own, "policyTypes": ["Ingress"], "ingress": ingress},
     }

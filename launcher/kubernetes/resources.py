@@ -36,7 +36,7 @@ def pod_resources(plan: Plan, spec: KubernetesSpec) -> Resources:
     """Add up what the fullest pod of a plan needs. A script's memory is unknown: none is asked."""
     num_ranks = ranks_per_pod(plan)
     kind = "gpu" if plan.topology.get("kind") == "gpu" else "cpu"
-    shared = spec.shared_memory or _mib(num_ranks * SHARED_BYTES[kind])
+    shared = spec.shared_memory or mebibytes(num_ranks * SHARED_BYTES[kind])
     requests = {"cpu": spec.cpu or f"{500 * num_ranks}m"}
     limits: dict[str, str] = {}
     memory = spec.memory
@@ -44,8 +44,8 @@ def pod_resources(plan: Plan, spec: KubernetesSpec) -> Resources:
         requests["memory"] = limits["memory"] = memory
     elif plan.memory.get("total_bytes"):
         own = AGENT_BYTES + num_ranks * (HOST_BYTES[kind] + _host_bytes(plan, kind))
-        requests["memory"] = _mib(own + num_bytes(shared))
-        limits["memory"] = _mib(LIMIT_FACTOR * own + num_bytes(shared))
+        requests["memory"] = mebibytes(own + num_bytes(shared))
+        limits["memory"] = mebibytes(LIMIT_FACTOR * own + num_bytes(shared))
     if kind == "gpu":
         requests[spec.gpu_resource] = limits[spec.gpu_resource] = str(num_ranks)
     for name, count in spec.rdma.items():
@@ -86,5 +86,10 @@ def _host_bytes(plan: Plan, kind: str) -> int:
     return int(host)
 
 
-def _mib(size: float) -> str:
+def mebibytes(size: float) -> str:
+    """Write a number of bytes as a quantity, rounded up.
+
+    >>> mebibytes(1.5 * 2**20)
+    '2Mi'
+    """
     return f"{-int(-size // MIB)}Mi"

@@ -8,7 +8,8 @@ Who restarts what, by `launch.kubernetes.recovery`::
                  A pod that was lost is replaced, as often as it takes.
 
 Pods that leave with 143 have saved, and pods that a drain, an eviction or a pre-emption took are no
-failures: both are replaced and not counted.
+failures: both are replaced and not counted. The third shape, a RayJob, has a driver of its own that
+does all this (`parctl.launcher.kubernetes.rayjob`).
 """
 
 from typing import Literal
@@ -21,9 +22,9 @@ from parctl.launcher.kubernetes.names import (
     Object,
 )
 from parctl.planner.plan import Plan
-from parctl.recipes.kubernetes_spec import Recovery
+from parctl.recipes.kubernetes_spec import KubernetesSpec, Recovery
 
-Shape = Literal["job", "jobset"]
+Shape = Literal["job", "jobset", "rayjob"]
 JOBSET_API = "jobset.x-k8s.io/v1alpha2"
 # the field of a pod that counts the attempts before it
 ATTEMPT_FIELDS = {
@@ -50,6 +51,10 @@ def workload(shape: Shape, plan: Plan, run_id: str, recovery: Recovery, template
         "podFailurePolicy": {"rules": _failure_rules(recovery)},
         "template": template,
     }
+    least = (plan.recipe.launch.kubernetes or KubernetesSpec()).min_nodes
+    if least is not None:
+        # pods leave with 0 only when the run has succeeded; those that never came are not needed
+        spec["successPolicy"] = {"rules": [{"succeededCount": least}]}
     if shape == "jobset":
         spec["backoffLimit"] = 0
         failure_policy = {"maxRestarts": retries if recovery == "native" else 0}

@@ -19,6 +19,11 @@ from parctl.launcher.kubernetes.objects import (
     terminated,
     unix,
 )
+from parctl.launcher.kubernetes.rayjob_state import (
+    end_of_rayjob,
+    progress_of_rayjob,
+    verdict_of_rayjob,
+)
 from parctl.launcher.kubernetes.report import Report, read_report, read_words
 from parctl.launcher.verdict import plain_verdict
 
@@ -71,6 +76,8 @@ def workload_status(workload: Object, report: Report | None, *, server: str) -> 
 
 def end_of(workload: Object) -> tuple[State, float | None] | None:
     """How and when a workload ended; None: it has not."""
+    if workload["kind"] == "RayJob":
+        return end_of_rayjob(workload)
     for kind, state in (
         ("Complete", State.SUCCEEDED),
         ("Completed", State.SUCCEEDED),
@@ -101,6 +108,8 @@ def restarts_of(workload: Object) -> int:
 
 def _counted_state(workload: Object) -> State:
     """By the numbers of pods that the workload itself keeps."""
+    if workload["kind"] == "RayJob":
+        return progress_of_rayjob(workload)
     status = workload.get("status") or {}
     if workload["kind"] == "JobSet":
         jobs = status.get("replicatedJobsStatus") or ()
@@ -130,6 +139,8 @@ def _state_of_pods(run: RunObjects, report: Report | None, state: State) -> Stat
         return State.PLACING if scheduled else State.PENDING
     if report is not None and report.state in (State.RUNNING, State.PLACING, State.RESTARTING):
         return report.state
+    if run.workload["kind"] == "RayJob":  # its pods are up, and its job is not there yet
+        return State.PLACING if state is State.PENDING else state
     return State.RUNNING if state is State.PENDING else state
 
 
@@ -154,7 +165,7 @@ def _newest(run: RunObjects, report: Report | None) -> Report | None:
 def _verdict_of_objects(run: RunObjects) -> Verdict | None:
     """Why the cluster says that the workload failed, when no leader could say more."""
     failed = condition(run.workload, "Failed")
-    if failed is None:
+    if run.workload["kind"] != "RayJob" and failed is None:
         return None
     for pod in sorted(run.rank_pods, key=created_unix, reverse=True):
         end = terminated(pod, names.CONTAINER)
@@ -166,6 +177,8 @@ def _verdict_of_objects(run: RunObjects) -> Verdict | None:
                 cause="OOMKilled",
                 fix="raise `launch.kubernetes.memory`, lower `train.micro_batch`, or shard more",
             )
+    if failed is None:
+        return verdict_of_rayjob(run.workload)
     sentence = f"{failed.get('reason')}: {failed.get('message')}"
     return plain_verdict(sentence, cause=str(failed.get("reason")), fix=None)
 

@@ -36,7 +36,7 @@ def cancel_run(client: Client, run: RunObjects, *, grace_s: float | None) -> Non
     if end_of(workload) is not None:
         return
     name = workload["metadata"]["name"]
-    change: Object = {"metadata": {"annotations": {names.CANCELLED: f"{time.time():.3f}"}}}
+    change: Object = {"metadata": {"annotations": {names.CANCELLED: f"{client.now_unix:.3f}"}}}
     change["spec"] = {"suspend": True}
     client.delete("batch/v1", "Job", names.coordinator_name(name))
     client.patch(workload["apiVersion"], workload["kind"], name, change)

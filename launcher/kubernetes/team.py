@@ -25,6 +25,7 @@ class Peer:
     attempts: int  # before this one, as the cluster counts them
     address: str
     missing: tuple[str, ...]  # what its image lacks
+    python: str  # the interpreter of the ranks
     place: Place
     channel: Channel
     lost: str | None = None
@@ -161,6 +162,7 @@ class PodTeam:
             attempts=int(hello["attempts"]),
             address=hello["address"],
             missing=tuple(hello["missing"]),
+            python=hello["python"],
             place=Place(pod=hello["pod"], node=hello["node"], hardware=hello["hardware"]),
             channel=channel,
         )

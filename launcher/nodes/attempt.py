@@ -169,6 +169,8 @@ class NodesAttempt:
     def _note_loss(self, node: str, why: str) -> None:
         self._open.discard(node)
         ranks = [slot.rank for slot in self._layout.slots if slot.node == node]
+        if not ranks:  # a smaller job has left it out
+            return
         for rank in ranks:
             self._codes.setdefault(rank, -signal.SIGKILL)
         if not self._asked or not (self._failures or self._cancelled):

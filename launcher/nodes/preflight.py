@@ -50,6 +50,8 @@ def try_nodes(
     told = False
     while not all(trial.over for trial in trials.values()):
         for news in team.news(0.5):
+            if news.node not in trials:  # it is there, and a smaller job has left it out
+                continue
             trial, content = trials[news.node], news.content
             if "port" in content:
                 order = _order(

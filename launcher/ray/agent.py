@@ -21,9 +21,8 @@ from typing import Any
 
 from parctl.launcher.nodes.interface import interface_of
 from parctl.launcher.processes import processes_with
-from parctl.launcher.ray.look import look
-from parctl.launcher.ray.manifest import SHIPPED
-from parctl.launcher.ray.run_files import find_run_file, run_directory
+from parctl.launcher.ray.packages import SHIPPED
+from parctl.launcher.ray.run_files import run_directory
 
 NEEDED = ("torch", "numpy")  # of parctl's own runtime
 DEATH_S = 5.0
@@ -32,8 +31,8 @@ DEATH_S = 5.0
 class Agent:
     """Lives on one node. The driver makes it an actor with a few threads."""
 
-    def __init__(self, node: str, settings: Mapping[str, Any]) -> None:
-        self._node, self._settings = node, settings
+    def __init__(self, node: str, settings: Mapping[str, Any], plan: str) -> None:
+        self._node, self._settings, self._plan = node, settings, plan
         self._news: deque[str] = deque()
         self._arrived = threading.Condition()
         self._gone = False
@@ -50,13 +49,18 @@ class Agent:
         missing = self._missing()
         if not missing:
             self._start_process(address)
+        inside = None
+        if self._gpus_matter:
+            from parctl.launcher.ray.look import look  # torch is on its way meanwhile
+
+            inside = look()
         return {
             "node": self._node,
             "node_id": context.get_node_id(),
             "address": address,
             "host": socket.gethostname(),
             "gpus": [_number(name) for name in context.get_accelerator_ids().get("GPU", [])],
-            "inside": look() if self._gpus_matter else None,
+            "inside": inside,
             "python": sys.executable,
             "missing": missing,
             "pid": os.getpid(),
@@ -104,7 +108,7 @@ class Agent:
             "PARCTL_NODE": self._node,
         }
         plan = run / f"plan-{self._node}.json"  # replaced when the layout is
-        plan.write_bytes(find_run_file("plan.json").read_bytes())
+        plan.write_text(self._plan, encoding="utf-8")
         interface = interface_of(address)
         names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
         workdir = self._settings["workdir"]

@@ -2,34 +2,42 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from parctl.errors import ParctlError
+from parctl.launcher.ray import actor
 from parctl.launcher.ray.team import Member
 from parctl.topology.names import few
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """What every agent is given."""
+
+    package: str | None  # URI of the package with parctl; None: it is installed on the nodes
+    settings: Mapping[str, Any]
+    plan: str  # JSON, as it was sent
+
+
 def start_agents(
-    group: Any, needs: Mapping[str, Mapping[str, float]], settings: Mapping[str, Any]
+    group: Any, needs: Mapping[str, Mapping[str, float]], sent: Sent
 ) -> dict[str, Any]:
     """Start one agent per bundle of a placement group, in their order; by node."""
     return {
-        name: start_agent(group, index, name, need, settings)
+        name: start_agent(group, index, name, need, sent)
         for index, (name, need) in enumerate(needs.items())
     }
 
 
-def start_agent(
-    group: Any, index: int, name: str, need: Mapping[str, float], settings: Mapping[str, Any]
-) -> Any:
+def start_agent(group: Any, index: int, name: str, need: Mapping[str, float], sent: Sent) -> Any:
     """Start the agent of node `name` in a bundle; nothing is waited for."""
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    from parctl.launcher.ray.agent import Agent
-
+    ray.cloudpickle.register_pickle_by_value(actor)
     return (
-        ray.remote(Agent)
+        ray.remote(actor.ParctlAgent)
         .options(
             num_cpus=need["CPU"],
             num_gpus=need.get("GPU", 0),
@@ -39,7 +47,7 @@ def start_agent(
                 placement_group=group, placement_group_bundle_index=index
             ),
         )
-        .remote(name, dict(settings))
+        .remote(sent.package, name, dict(sent.settings), sent.plan)
     )
 
 
@@ -67,14 +75,7 @@ def described(
             f"{few([questions[question] for question in waiting])}",
             hint="Ray's logs of that node say why: runtime_env_agent.log, raylet.out",
         )
-    try:
-        answers = ray.get(list(questions))
-    except ray.exceptions.RuntimeEnvSetupError as error:
-        said = str(error).strip().splitlines()
-        raise ParctlError(
-            f"a node could not unpack what was sent: {said[-1][:300] if said else error}",
-            hint="Ray's runtime_env_agent.log of that node says more",
-        ) from error
+    answers = [_answer(question, name) for question, name in questions.items()]
     missing = [
         f"{answer['node']} ({answer['python']}): {', '.join(answer['missing'])}"
         for answer in answers
@@ -98,3 +99,23 @@ def described(
         )
         for answer in answers
     ]
+
+
+def _answer(question: Any, name: str) -> Any:
+    """What the agent of node `name` says of itself."""
+    import ray
+
+    try:
+        return ray.get(question)
+    except ray.exceptions.RuntimeEnvSetupError as error:  # of a working directory
+        said = str(error).strip().splitlines()
+        raise ParctlError(
+            f"{name} could not unpack what was sent: {said[-1][:300] if said else error}",
+            hint="Ray's runtime_env_agent.log of that node says more",
+        ) from error
+    except ray.exceptions.RayTaskError as error:
+        cause = f"{type(error.cause).__name__}: {error.cause}".splitlines()[0][:300]
+        raise ParctlError(
+            f"the agent could not start on {name}: {cause}",
+            hint="Ray's logs of that node say more",
+        ) from error

@@ -11,10 +11,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping
 from itertools import count
 from types import FrameType
-from typing import Any
 
 from parctl.errors import CannotPlaceError, ParctlError
 from parctl.launcher.attempt import CANCEL_GRACE_S, Outcome
@@ -24,6 +22,8 @@ from parctl.launcher.metrics import step_of_line
 from parctl.launcher.nodes.attempt import NodesAttempt
 from parctl.launcher.nodes.environment import ranks_by_node
 from parctl.launcher.nodes.preflight import bad_nodes, try_nodes
+from parctl.launcher.ray.actor import give_up_packages
+from parctl.launcher.ray.agents import Sent
 from parctl.launcher.ray.grace import asked_grace_s
 from parctl.launcher.ray.job_log import log_line
 from parctl.launcher.ray.placement import Placed, Placer
@@ -55,15 +55,14 @@ class StopRequest:
 class Driver:
     """One run from its placement to its end."""
 
-    def __init__(
-        self, plan: Plan, settings: Mapping[str, Any], dashboard: Dashboard, stop: StopRequest
-    ) -> None:
+    def __init__(self, plan: Plan, sent: Sent, dashboard: Dashboard, stop: StopRequest) -> None:
+        settings = sent.settings
         self._plan, self._settings, self._stop = plan, settings, stop
         run = run_directory(settings)
         self._folder = run / "driver"
         self._publisher = Publisher(settings["run_id"], self._folder)
         self._placer = Placer(
-            plan, settings, dashboard, waits=self._note_wait, stopped=lambda: stop.asked
+            plan, sent, dashboard, waits=self._note_wait, stopped=lambda: stop.asked
         )
         self._placed: Placed | None = None
         self._lines: dict[int, list[str]] = {}  # the last ones of every rank, for the verdict
@@ -259,7 +258,9 @@ class Driver:
 
 def main() -> int:
     settings = json.loads(find_run_file("run.json").read_text(encoding="utf-8"))
-    plan = plan_from_json(json.loads(find_run_file("plan.json").read_text(encoding="utf-8")))
+    text = find_run_file("plan.json").read_text(encoding="utf-8")
+    plan = plan_from_json(json.loads(text))
+    sent = Sent(package=give_up_packages(), settings=settings, plan=text)
     stop = StopRequest()
     stop.arm()
     import ray
@@ -267,7 +268,7 @@ def main() -> int:
     # workers' output comes through the agents, whole and by rank
     context = ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
     stop.arm()
-    state = Driver(plan, settings, find_dashboard(context.dashboard_url), stop).run()
+    state = Driver(plan, sent, find_dashboard(context.dashboard_url), stop).run()
     return {State.SUCCEEDED: SUCCEEDED, State.CANCELLED: CANCELLED}.get(state, FAILED)
 
 

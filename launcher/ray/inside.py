@@ -13,7 +13,7 @@ from typing import Any
 from parctl.errors import BackendError
 from parctl.launcher.ray.jobs import delete_job, find_job, read_json, send_package, submit_job
 from parctl.launcher.ray.packages import parctl_package
-from parctl.launcher.ray.run_files import log_name
+from parctl.launcher.ray.run_files import LOOK_FILE, log_name
 from parctl.launcher.run_id import new_run_id
 from parctl.topology.model import Node, Topology
 from parctl.topology.sources.ray import list_nodes, named_nodes, read_cluster
@@ -21,7 +21,6 @@ from parctl.topology.sources.ray_dashboard import find_dashboard
 from parctl.topology.store import topology_from_json
 
 ENTRYPOINT = "exec python3 -P -m parctl.launcher.ray.look"
-FILE = "topology.json"
 LOCAL = "local"
 LIMIT_S = 300.0
 POLL_S = 0.3
@@ -51,7 +50,7 @@ def read_cluster_inside(address: str | None) -> Topology:
         if time.monotonic() > deadline:
             raise BackendError(f"the nodes of {dashboard.address} did not answer in {LIMIT_S:g} s")
         time.sleep(POLL_S)
-    found = read_json(dashboard, job.driver_node, log_name(job_id, FILE)) if job else None
+    found = read_json(dashboard, job.driver_node, log_name(job_id, LOOK_FILE)) if job else None
     if job is None or job.status != "SUCCEEDED" or not isinstance(found, dict):
         raise BackendError(
             f"the nodes of {dashboard.address} could not be asked: job {job_id} "

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from parctl.launcher.ray.inside import FILE
-from parctl.launcher.ray.run_files import FOLDER
+from parctl.launcher.ray.run_files import FOLDER, LOOK_FILE
 from parctl.launcher.run_directory import write_whole
 
 NODE_S = 120.0  # a node unpacks parctl and starts a worker
@@ -49,7 +48,7 @@ def main() -> None:
     logs = Path(str(ray._private.worker._global_node.get_logs_dir_path()))
     folder = logs / FOLDER / sys.argv[1]
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / FILE, json.dumps(found))
+    write_whole(folder / LOOK_FILE, json.dumps(found))
 
 
 if __name__ == "__main__":

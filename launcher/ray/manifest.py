@@ -17,7 +17,13 @@ from parctl.launcher.nodes.environment import (
     RESERVED,
     ranks_in_words,
 )
-from parctl.launcher.ray.packages import Package, parctl_package, run_package, workdir_package
+from parctl.launcher.ray.packages import (
+    SHIPPED,
+    Package,
+    parctl_package,
+    run_package,
+    workdir_package,
+)
 from parctl.launcher.ray.record import OWNER_KEY, PLAN_KEY, STEPS_KEY
 from parctl.planner.plan import Plan
 from parctl.recipes.ray_spec import DEFAULTS
@@ -26,7 +32,6 @@ from parctl.recipes.spec import Recipe, to_json
 SCHEMA = 1
 # the shell that Ray starts is replaced, so that Ray's signals reach the driver alone
 ENTRYPOINT = "exec python3 -P -m parctl.launcher.ray.driver"
-SHIPPED = "the directory that was sent along"
 # Ray kills a driver so many seconds after it was told to stop; the driver itself decides sooner
 STOP_WAIT_S = 24 * 3600
 

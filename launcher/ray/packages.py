@@ -1,8 +1,8 @@
 """What is sent to the cluster: zip files that are named by their content.
 
 Ray keeps a package under its name and unpacks it once per node, so a second launch sends nothing
-that is there already. Two go with every run: parctl itself, and the plan with the driver's
-settings; a third is the working directory of a script.
+that is there already. Two go with every run: parctl, with the module by which it asks GPUs, and the
+plan with the driver's settings; a third is the working directory of a script.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import parctl
@@ -18,8 +19,10 @@ from parctl.errors import UsageError
 
 MAX_BYTES = 100 * 2**20  # the largest body that Ray's dashboard takes
 RUN_FOLDER = "parctl_run"  # in the package of a run
+NVML = "pynvml"  # one file of pure Python: nodes have the driver, and seldom this
 LEFT_AT_HOME = ("cli", "__pycache__", "tests")  # folders of parctl that no node needs
 NOT_WORK = (".git", ".hg", ".svn", "__pycache__", ".venv", ".mypy_cache", ".ruff_cache")
+SHIPPED = "the directory that was sent along"  # in place of a path in the settings
 DATE = (1980, 1, 1, 0, 0, 0)  # of every file, so that equal content makes equal packages
 
 
@@ -52,12 +55,15 @@ class Package:
 
 
 def parctl_package() -> Package:
-    """The modules and data of this parctl, without the command line."""
+    """The modules and data of this parctl, without the command line, and NVML's module."""
     root = Path(parctl.__file__).parent
     files = {
         f"parctl/{path}": (root / path).read_bytes()
         for path in _walk(root, LEFT_AT_HOME, follow=True)
     }
+    nvml = find_spec(NVML)
+    assert nvml is not None and nvml.origin is not None, "a dependency of parctl"
+    files[f"{NVML}.py"] = Path(nvml.origin).read_bytes()
     return Package(holds=f"parctl {parctl.__version__}", files=files)
 
 

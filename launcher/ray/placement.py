@@ -13,8 +13,7 @@ from typing import Any
 
 from parctl.errors import CannotPlaceError, ParctlError
 from parctl.launcher.nodes.environment import ranks_by_node
-from parctl.launcher.nodes.fewer import plan_for_fewer
-from parctl.launcher.ray.agents import described, start_agent, start_agents
+from parctl.launcher.ray.agents import Sent, described, start_agent, start_agents
 from parctl.launcher.ray.cluster import NodeState, count_waiting, read_holders, read_nodes
 from parctl.launcher.ray.inside import with_insides
 from parctl.launcher.ray.open_group import NODE_LABEL, OpenGroup
@@ -49,16 +48,17 @@ class Placer:
     def __init__(
         self,
         plan: Plan,
-        settings: Mapping[str, Any],
+        sent: Sent,
         dashboard: Dashboard,
         *,
         waits: Callable[[Reason], None],  # told why it cannot be now
         stopped: Callable[[], bool],
     ) -> None:
-        self._plan, self._settings, self._dashboard = plan, settings, dashboard
+        self._plan, self._sent, self._dashboard = plan, sent, dashboard
+        self._settings = sent.settings
         self._waits, self._stopped = waits, stopped
         self._avoided: set[str] = set()
-        self._open = OpenGroup(settings["run_id"])
+        self._open = OpenGroup(sent.settings["run_id"])
 
     def avoid(self, nodes: Iterable[str]) -> None:
         """Take these nodes no more."""
@@ -116,7 +116,7 @@ class Placer:
                 ray.kill(member.actor)  # one whose node process alone has ended
                 index = list(placed.team.members).index(member.node)
                 need = needs[member.node]
-                actor = start_agent(placed.group, index, member.node, need, self._settings)
+                actor = start_agent(placed.group, index, member.node, need, self._sent)
                 (again,) = described(
                     {member.node: actor},
                     timeout_s=MEND_S,
@@ -164,6 +164,8 @@ class Placer:
             if self._is_free(bound, nodes):
                 return bound, binding.difference.sentences
         if fewer:
+            from parctl.launcher.nodes.fewer import plan_for_fewer  # the planner: seldom needed
+
             return plan_for_fewer(
                 self._plan,
                 replace(topology, nodes=tuple(n for n in topology.nodes if n.name in there)),
@@ -245,7 +247,7 @@ class Placer:
         )
 
     def _start(self, group: Any, needs: Mapping[str, Mapping[str, float]]) -> list[Member]:
-        return described(start_agents(group, needs, self._settings), timeout_s=AGENT_S)
+        return described(start_agents(group, needs, self._sent), timeout_s=AGENT_S)
 
     def _on_given_devices(self, plan: Plan, members: list[Member]) -> tuple[Plan, tuple[str, ...]]:
         """Lay the job out anew on the devices that came up, where they are not as planned.

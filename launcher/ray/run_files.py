@@ -21,6 +21,7 @@ from typing import Any
 from parctl.launcher.ray.packages import RUN_FOLDER
 
 FOLDER = "parctl"  # below Ray's logs
+LOOK_FILE = "topology.json"  # what `parctl.launcher.ray.look` writes
 
 
 def log_name(run_id: str, *parts: str) -> str:

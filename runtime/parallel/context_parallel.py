@@ -16,8 +16,6 @@ add up together with their own (`RankMesh.axis`).
 Shapes: as in `runtime.model.attention`, and C ranks.
 """
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -27,6 +25,7 @@ from parctl.recipes.spec import ParallelismSpec
 from parctl.runtime.model.attention import Kernel, LocalKernel, SelfAttention
 from parctl.runtime.model.sequence import WHOLE, SequencePart
 from parctl.runtime.model.transformer import Transformer
+from parctl.runtime.parallel.collectives import SwapRows
 from parctl.runtime.parallel.ring_attention import RingKernel
 
 functional = torch.ops._c10d_functional
@@ -98,26 +97,6 @@ class UlyssesKernel(LocalKernel):
 
 def swap(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Send `x[i]` to rank i, and put what comes from rank i there."""
-    result: Tensor = Swap.apply(x, group)  # type: ignore[no-untyped-call]
-    return result
-
-
-class Swap(torch.autograd.Function):
-    """forward: all-to-all, backward: all-to-all."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return all_to_all(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return all_to_all(gradients[0], ctx.group), None
-
-
-def all_to_all(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     ones = [1] * group.size()
-    result: Tensor = functional.wait_tensor(
-        functional.all_to_all_single(x.contiguous(), ones, ones, group.group_name)
-    )
+    result: Tensor = SwapRows.apply(x, ones, ones, group)  # type: ignore[no-untyped-call]
     return result

@@ -1,6 +1,7 @@
 """The programs of the cluster: what they are, where they are kept, how they are built.
 
-`go.mod` beside this file is the one place that names versions. A program is built once and kept as
+`go.mod` beside this file is the one place that names versions; Helm, which shares no library with
+the rest, has its own in `helm/`. A program is built once and kept as
 `NAME-VERSION` in a cache outside the tree, so that neither a checkout nor `make clean` builds it
 again; the resource definitions and webhook manifests that a controller brings are kept beside it.
 What Debian has (containerd, runc, the CNI plugins) is installed, not built.
@@ -47,6 +48,7 @@ class Program:
     package: str  # what `go build` is given
     module: str  # whose version is the program's version
     manifests: tuple[str, ...] = ()  # folders and files of the module that are kept beside it
+    folder: str = "."  # where the Go module is that builds it
 
     @property
     def version(self) -> str:
@@ -117,12 +119,23 @@ CONTROLLERS = (
         ),
     ),
 )
-PROGRAMS = {program.name: program for program in CORE + CONTROLLERS}
+HELM = tuple(
+    Program(
+        name=f"helm{major}",
+        package=f"helm.sh/helm/v{major}/cmd/helm",
+        module=f"helm.sh/helm/v{major}",
+        folder="helm",
+    )
+    for major in (3, 4)
+)
+PROGRAMS = {program.name: program for program in CORE + CONTROLLERS + HELM}
 
 
 def module_versions() -> dict[str, str]:
-    """Versions by module, as `go.mod` requires them."""
-    return dict(re.findall(r"^\s+(\S+) (v\S+)", (HERE / "go.mod").read_text(), re.MULTILINE))
+    """Versions by module, as the `go.mod` files require them."""
+    texts = [(HERE / folder / "go.mod").read_text() for folder in ("helm", ".")]
+    found = [re.findall(r"^\s+(\S+) (v\S+)", text, re.MULTILINE) for text in texts]
+    return dict(found[0]) | dict(found[1])
 
 
 def path(name: str) -> str:
@@ -183,7 +196,8 @@ def build_one(program: Program) -> None:
     facts |= {"gitTreeState": "clean", "gitCommit": "unknown", "buildDate": "2026-01-01T00:00:00Z"}
     variables = " ".join(f"-X {VERSION_VARIABLES}.{name}={text}" for name, text in facts.items())
     unfinished = program.path.with_suffix(program.path.suffix + ".part")
-    go("build", "-trimpath", f"-ldflags=-s -w {variables}", "-o", str(unfinished), program.package)
+    flags = ("-trimpath", f"-ldflags=-s -w {variables}", "-o", str(unfinished))
+    go("build", *flags, program.package, folder=program.folder)
     if program.manifests:
         keep_manifests(program)
     unfinished.rename(program.path)
@@ -202,11 +216,11 @@ def keep_manifests(program: Program) -> None:
                 shutil.copyfile(file, program.manifests_path / file.name)
 
 
-def go(*words: str) -> str:
-    """Run Go in this folder; programs are static, so that they run inside any container."""
+def go(*words: str, folder: str = ".") -> str:
+    """Run Go here, or in a folder below; static programs run inside any container."""
     done = subprocess.run(
         ["go", *words],
-        cwd=HERE,
+        cwd=HERE / folder,
         env={**os.environ, "CGO_ENABLED": "0"},
         capture_output=True,
         text=True,

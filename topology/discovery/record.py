@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from parctl.topology.discovery.reading import Fault, Reading
+from parctl.topology.document import mapping, mappings
 
 SCHEMA = 1
 DERIVED = ("name", "tiers", "nvlink_groups", "nvlink_cliques", "numa_groups")
@@ -51,20 +52,23 @@ def node_of(record: Mapping[str, Any], name: str) -> dict[str, Any]:
     node: dict[str, Any] = {"name": name, "tiers": [], "kind": "gpu", "links": [], **record}
     for key, sources in (("gpus", "gpu_sources"), ("nics", "nic_sources")):
         common = record.get(sources)
-        items = record.get(key) or []
-        node[key] = [{"sources": common, **item} for item in items] if common else items
+        if common and isinstance(record.get(key), list):
+            node[key] = [
+                {"sources": common, **item} if isinstance(item, Mapping) else item
+                for item in record[key]
+            ]
     return node
 
 
 def lost(record: Mapping[str, Any]) -> list[Fault]:
     """What was there once and is not now."""
     faults = []
-    gpus, num_expected = len(record.get("gpus") or ()), expected_gpus(record)
+    gpus, num_expected = len(mappings(record.get("gpus"))), expected_gpus(record)
     if gpus < num_expected:
         faults.append(
             Fault(kind="missing-gpu", message=f"{gpus} GPUs are there, {num_expected} once were")
         )
-    there = set(names_of(record.get("nics") or ()))
+    there = set(names_of(mappings(record.get("nics"))))
     gone = [name for name in expected_nics(record) if name not in there]
     if gone:
         faults.append(
@@ -74,16 +78,17 @@ def lost(record: Mapping[str, Any]) -> list[Fault]:
 
 
 def expected_gpus(record: Mapping[str, Any]) -> int:
-    count = (record.get("expected") or {}).get("gpus", 0)
+    count = mapping(record, "expected").get("gpus")
     return count if isinstance(count, int) else 0
 
 
 def expected_nics(record: Mapping[str, Any]) -> list[str]:
-    return [str(name) for name in (record.get("expected") or {}).get("nics") or ()]
+    names = mapping(record, "expected").get("nics")
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def names_of(nics: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [str(nic["name"]) for nic in nics]
+    return [str(nic.get("name")) for nic in nics]
 
 
 def _common_sources(items: list[dict[str, Any]]) -> dict[str, str] | None:

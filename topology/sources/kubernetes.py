@@ -89,8 +89,8 @@ def read_texts(texts: Sequence[tuple[str, str]]) -> Topology:
     topology = build(objects, name=" + ".join(names), source=f"k8s {' + '.join(names)}")
     if not (topology.nodes or topology.tiers):
         raise UsageError(
-            f"{', '.join(names)}: Kubernetes objects, but no Node, no NodeTopology, no "
-            "ResourceSlice of a node and no levels of a Kueue Topology",
+            f"{', '.join(names)}: Kubernetes objects, but no Node, no ResourceSlice of a node, no "
+            "NodeTopology and no levels of a Kueue Topology",
             hint="`kubectl get nodes,resourceslices -o json > FILE` writes what is needed",
         )
     return topology

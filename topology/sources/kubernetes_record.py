@@ -13,7 +13,7 @@ from typing import Any
 from parctl.errors import UsageError
 from parctl.topology.discovery.objects import CONFIG_KEY, CONFIG_LABEL, GROUP, KIND
 from parctl.topology.discovery.record import lost, node_of
-from parctl.topology.document import mapping, text_of
+from parctl.topology.document import mapping, mappings, text_of
 from parctl.topology.model import Hardware
 from parctl.topology.store import SCHEMA, topology_from_json
 
@@ -47,13 +47,14 @@ def read_records(items: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Recorded
         name, spec = _spec_of(item)
         if name is None:
             unread.append("a record of a node: it names none")
-        elif spec.get("gpus") and name not in specs:
+        elif mappings(spec.get("gpus")) and name not in specs:
             specs[name] = spec
             nodes.append(node_of(spec, name))
     found: dict[str, Recorded] = {}
     for node in _readable(nodes, unread):
         spec = specs[node.name]
-        said = [text for text in spec.get("warnings") or () if isinstance(text, str)]
+        told = spec.get("warnings")
+        said = [text for text in told if isinstance(text, str)] if isinstance(told, list) else []
         found[node.name] = Recorded(
             hardware=node.hardware,
             domain=node.domain,

@@ -140,3 +140,29 @@ seccompProfile:
   {{- end }}
 {{- end }}
 {{- end }}
+
+{{/* What each rank of the test does: rank 0 listens, rank 1 calls, and each tells the other its rank. */}}
+{{- define "parctl.handshake" -}}
+import os, socket, time
+rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]) + 1
+if rank == 0:
+    listener = socket.create_server(("", place[1]))
+    listener.settimeout(120)
+    peer = listener.accept()[0]
+else:
+    end = time.time() + 120
+    while True:
+        try:
+            peer = socket.create_connection(place, 5)
+            break
+        except OSError:
+            if time.time() > end:
+                raise
+            time.sleep(0.2)
+peer.settimeout(60)
+peer.sendall(b"%d" % rank)
+other = int(peer.recv(1))
+assert {rank, other} == {0, 1} and world == 2
+print("rank", rank, "of", world, "shook hands with", other, flush=True)
+{{- end }}

@@ -90,6 +90,10 @@ CASES: Mapping[str, tuple[Plan, Target]] = {
         plan_of(KubernetesSpec(kind="jobset", recovery="coordinator"), retries=3),
         TARGET,
     ),
+    "rayjob": (
+        plan_of(KubernetesSpec(kind="rayjob"), retries=2, queue="research"),
+        replace(TARGET, topology=RACKS),
+    ),
     "foreign-image": (
         plan_of(KubernetesSpec(agent_image=IMAGE), image="parctl.test/foreign:1"),
         replace(TARGET, image=None),
@@ -141,6 +145,16 @@ CASES: Mapping[str, tuple[Plan, Target]] = {
     ),
     "cpu": (plan_of(KubernetesSpec(kind="job"), kind="cpu", nodes=("cpu-1",)), TARGET),
 }
+
+
+def pod_template(workload: Mapping[str, Any]) -> Any:
+    """The template of the pods with ranks."""
+    spec = workload["spec"]
+    if "rayClusterSpec" in spec:
+        return spec["rayClusterSpec"]["workerGroupSpecs"][0]["template"]
+    if "replicatedJobs" in spec:
+        spec = spec["replicatedJobs"][0]["template"]["spec"]
+    return spec["template"]
 
 
 def manifests(case: str) -> Manifests:

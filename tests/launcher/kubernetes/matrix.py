@@ -1,6 +1,6 @@
-"""`make matrix-kubernetes`: twenty placements of twenty, and every model in every shape.
+"""`make matrix-kubernetes`: twenty placements, every model in every shape, and the faults.
 
-    python -m tests.launcher.kubernetes.matrix [placement] [parity]
+    python -m tests.launcher.kubernetes.matrix [placement] [parity] [faults]
 
 `make test` runs a sample of it. Prints one line per case, and ends with 1 where one failed.
 """
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.cluster.cluster import Cluster, assemble, machine_of, session
+from tests.launcher.kubernetes.faults import FAULTS, Fault, suffer
 from tests.launcher.kubernetes.parity import RUNS, SHAPES, equal, run_here, run_on_cluster
 from tests.launcher.kubernetes.placement import disorder, launch_into
 from tests.launcher.kubernetes.real import Here
@@ -45,6 +46,16 @@ def parities(cluster: Cluster) -> Iterator[tuple[str, Callable[[], None]]]:
             yield f"{model} {RUNS[model]} as {shape}", case
 
 
+def faults(cluster: Cluster) -> Iterator[tuple[str, Callable[[], None]]]:
+    for fault in FAULTS:
+
+        def case(fault: Fault = fault) -> None:
+            with place(cluster) as here:
+                print(suffer(here, fault), flush=True)
+
+        yield fault.name, case
+
+
 @contextmanager
 def place(cluster: Cluster) -> Iterator[Here]:
     """A namespace, with the environment pointing at it."""
@@ -67,8 +78,8 @@ def some_cluster() -> Iterator[Cluster]:
 
 
 def main() -> int:
-    wanted = sys.argv[1:] or ["placement", "parity"]
-    kinds = {"placement": placements, "parity": parities}
+    kinds = {"placement": placements, "parity": parities, "faults": faults}
+    wanted = sys.argv[1:] or list(kinds)
     failed = 0
     with some_cluster() as cluster, cluster.inside():
         cluster.controllers.ensure("jobset")

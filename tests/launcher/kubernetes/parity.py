@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from tests.cluster.queues import make_queue
 from tests.launcher.kubernetes.real import MOUNT, Here
 
-# Model -> layout on two nodes of two ranks each.
+# Model -> layout on two nodes: of two ranks each, or of four.
+EIGHT = "DP2+TP2+PP2"
 RUNS: Mapping[str, str] = {
     "tiny-llama": "TP2+SP+FSDP2",
-    "tiny-gpt": "DP1+TP2+PP2",
+    "tiny-gpt": EIGHT,
     "tiny-moe": "DP2+TP2+EP2",
 }
-SHAPES = ("job", "jobset", "kueue")
+SHAPES = ("job", "jobset", "kueue", "rayjob")
 SMALL = {
     "train.steps": 3,
     "train.seq_len": 32,
@@ -46,18 +47,24 @@ def run_here(here: Here, model: str) -> list[float]:
 
 
 def run_on_cluster(here: Here, model: str, shape: str) -> list[float]:
-    """Train on two nodes, as a Job, a JobSet or a Job in a queue with a topology request."""
+    """Train on two nodes: as a Job, a JobSet, a JobSet in a queue, or a RayJob."""
     run_id = f"{shape}-{model}"
     if not here.cluster.api.find("PersistentVolumeClaim", "shared", here.namespace):
         here.cluster.claim(here.namespace, "shared")
     kubernetes = {
-        "kind": "job" if shape == "job" else "jobset",
+        "kind": "jobset" if shape == "kueue" else shape,
+        "cpu": "100m",
         "volumes": {"shared": {"mount": MOUNT, "claim": "shared"}},
     }
     words = ["--set", f"launch.kubernetes={json.dumps(kubernetes)}"]
+    if RUNS[model] == EIGHT:
+        for name in ("gpu-1", "gpu-2"):
+            here.cluster.nodes[name].set_gpus(4)
+    if shape == "rayjob":
+        here.cluster.controllers.ensure("kuberay")
     if shape == "kueue":
         here.cluster.controllers.ensure("kueue")
-        make_queue(here.cluster, here.namespace, gpus=4)
+        make_queue(here.cluster, here.namespace, gpus=8)
         words += ["--set", "launch.queue=team"]
     words += ["--set", f"checkpoint.dir={MOUNT}/{run_id}", "--set", "placement={exclude: [gpu-3]}"]
     words += [*settings(model), "--run-id", run_id, "-b", "kubernetes", "--follow"]

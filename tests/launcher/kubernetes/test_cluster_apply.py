@@ -7,7 +7,7 @@ import pytest
 import yaml
 from tests.cluster.api import ApiError
 from tests.cluster.cluster import Cluster
-from tests.launcher.kubernetes.cases import CASES, manifests
+from tests.launcher.kubernetes.cases import CASES, manifests, pod_template
 from tests.launcher.kubernetes.real import Here
 
 pytestmark = pytest.mark.cluster
@@ -24,10 +24,7 @@ def documents(case: str, namespace: str) -> list[dict[str, Any]]:
 
 def pod_of(case: str, namespace: str) -> dict[str, Any]:
     """The pod that the case's workload would make: policies judge pods only."""
-    spec = documents(case, namespace)[-1]["spec"]
-    if "replicatedJobs" in spec:
-        spec = spec["replicatedJobs"][0]["template"]["spec"]
-    template = spec.get("leaderWorkerTemplate", {}).get("workerTemplate") or spec["template"]
+    template = pod_template(documents(case, namespace)[-1])
     pod_spec = {**template["spec"], "priorityClassName": None, "serviceAccountName": "default"}
     meta = {"name": "judged", "namespace": namespace, "labels": template["metadata"]["labels"]}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": pod_spec}
@@ -35,7 +32,7 @@ def pod_of(case: str, namespace: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_server_accepts_every_object_strictly(here: Here, case: str) -> None:
-    here.cluster.controllers.ensure("lws")
+    here.cluster.controllers.ensure(*(["kuberay"] if case == "rayjob" else []))
     text = yaml.safe_dump_all(documents(case, here.namespace))
 
     words = ["apply", "--dry-run=server", "--validate=strict", "--server-side", "-f", "-"]

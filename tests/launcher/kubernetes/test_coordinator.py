@@ -69,6 +69,7 @@ class Coordinated:
             leader,
             retries=self.plan.recipe.launch.retries,
             gather_timeout_s=60.0,
+            rejoin_s=1.0,
             stopped=lambda: self.stop,
             disrupted=disrupted,
             earlier=earlier,
@@ -113,7 +114,7 @@ def test_ranks_start_again_in_the_same_pods_and_failures_are_counted(
     assert (last.attempt, last.restarts) == (3, 2)
     assert [sentence.split(":")[0] for sentence in last.history] == ["attempt 1", "attempt 2"]
     log = job.pods.pods[0].log
-    assert [f"[rank 0] attempt {n}" in log for n in (1, 2, 3)] == [True, True, True]
+    assert [f"[rank 1] attempt {n}" in log for n in (1, 2, 3)] == [True, True, True]
 
 
 def test_when_the_budget_is_used_up_every_pod_ends_with_the_verdict(

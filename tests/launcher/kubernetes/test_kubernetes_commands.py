@@ -57,6 +57,25 @@ def test_a_dry_run_prints_all_objects_and_contacts_nothing(
     assert {each["metadata"]["labels"]["parctl.dev/run"] for each in documents} == {"hello-1"}
 
 
+def test_choices_that_need_privilege_say_why(
+    recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["launch", recipe, "--dry-run", "--cluster", "h100:2x2"]
+    choices = {"host_network": "true", "rdma": "{rdma/hca: 1}"}
+    volumes = "{nfs: {mount: /mnt/nfs, host_path: /srv/nfs}}"
+    set_ = [f"launch.kubernetes.{key}={value}" for key, value in choices.items()]
+    set_.append(f"launch.kubernetes.volumes={volumes}")
+
+    assert run([*words, *(word for each in set_ for word in ("--set", each))]) == 0
+    said = capsys.readouterr().err.splitlines()
+
+    assert len(said) == 3
+    assert all("the namespace has to enforce no more than `privileged`" in each for each in said)
+    assert "network of their node" in said[0]
+    assert "/srv/nfs" in said[1]
+    assert "IPC_LOCK" in said[2]
+
+
 def test_a_dry_run_needs_to_know_the_nodes(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["launch", recipe, "--dry-run"]) == 2
     error = capsys.readouterr().err

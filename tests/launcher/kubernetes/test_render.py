@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.launcher.kubernetes.cases import CASES, RACKS, TARGET, cluster, manifests, plan_of
+from tests.launcher.kubernetes.cases import (
+    CASES,
+    RACKS,
+    TARGET,
+    cluster,
+    manifests,
+    plan_of,
+    pod_template,
+)
 
 from parctl.errors import CannotPlaceError, UsageError
 from parctl.launcher.kubernetes.payload import pack, read_payload, read_workdir, unpack_workdir
@@ -29,10 +37,7 @@ def workload(case: str) -> Any:
 
 
 def pod(case: str) -> Any:
-    spec = workload(case)["spec"]
-    if "replicatedJobs" in spec:
-        spec = spec["replicatedJobs"][0]["template"]["spec"]
-    return spec["template"]["spec"]
+    return pod_template(workload(case))["spec"]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -45,6 +50,8 @@ def test_the_objects_are_those_of_the_golden_file(case: str) -> None:
         annotations = document["metadata"].get("annotations", {})
         if "parctl.dev/plan-hash" in annotations:
             annotations["parctl.dev/plan-hash"] = "sha256:..."
+        if document["kind"] == "RayJob":
+            document["spec"]["metadata"]["parctl_plan"] = "sha256:..."
     text = yaml.safe_dump_all(documents, sort_keys=False, width=100)
     golden = GOLDENS / f"{case}.yaml"
     if WRITE:

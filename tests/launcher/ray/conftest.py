@@ -1,9 +1,14 @@
-"""One cluster for all tests of a session: four nodes with eight fake GPUs each, two with two."""
+"""One cluster for all tests of a session: four nodes with eight fake GPUs each, two with two.
+
+It runs in an environment that has Ray, torch and numpy alone, so every test shows that a node needs
+no more.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.launcher.ray.bare import RAY, TORCH, bare_python
 from tests.launcher.ray.cluster import RayCluster, start_cluster
 
 from parctl.launcher.ray.backend import RayBackend
@@ -16,8 +21,14 @@ NODES = {
 
 
 @pytest.fixture(scope="session")
-def four_nodes() -> Iterator[RayCluster]:
-    cluster = start_cluster(NODES)
+def bare(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The interpreter that the cluster runs in."""
+    return bare_python(tmp_path_factory.mktemp("bare"), [RAY, *TORCH])
+
+
+@pytest.fixture(scope="session")
+def four_nodes(bare: str) -> Iterator[RayCluster]:
+    cluster = start_cluster(NODES, python=bare)
     yield cluster
     cluster.close()
 

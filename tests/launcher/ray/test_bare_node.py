@@ -1,4 +1,8 @@
-"""What runs on the cluster needs Ray, torch and numpy there, and parctl's own package."""
+"""What runs on the cluster needs Ray, torch and numpy there, and parctl's own package.
+
+The cluster of these tests has no more (`conftest`). Ray itself brings pydantic and yaml along, so
+those two are hidden from what is imported there.
+"""
 
 import subprocess
 import sys
@@ -7,11 +11,14 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+from tests.launcher.ray.runs import SMALL_NODES, ended, launch, script
 
+from parctl.launcher.backend import State
+from parctl.launcher.ray.backend import RayBackend
 from parctl.launcher.ray.packages import parctl_package
 
 # what parctl depends on where people type, and a node need not have
-ABSENT = ("typer", "pydantic", "rich", "pynvml", "tokenizers", "transformers", "kubernetes")
+ABSENT = ("typer", "pydantic", "rich", "tokenizers", "transformers", "kubernetes")
 BLOCK = """\
 import sys
 class Absent:
@@ -56,3 +63,19 @@ def test_the_package_alone_is_enough(
     )
 
     assert ran.returncode == 0, ran.stderr
+
+
+def test_a_node_of_these_tests_sees_nothing_else(
+    bare: str, backend: RayBackend, tmp_path: Path
+) -> None:
+    names = ("parctl", "pynvml", "ray", "torch", "numpy", *ABSENT[:1], *ABSENT[2:])
+    look = (
+        "import importlib.util, sys\n"
+        f"print(sys.prefix, *(n for n in {names!r} if importlib.util.find_spec(n)))"
+    )
+    # -I: without the package that is sent along
+    launch(script(tmp_path, ["python3", "-I", "-c", look], {"dp": 1}), SMALL_NODES, run_id="bare-1")
+
+    assert ended(backend, "bare-1").state is State.SUCCEEDED
+    lines = backend.logs("bare-1", rank=0, since=None, tail=None, follow=False)
+    assert [line.text for line in lines] == [f"{Path(bare).parents[1]} ray torch numpy"]

@@ -1,6 +1,5 @@
 """A network that fails while a run is launched, and a head that dies under one."""
 
-import os
 import socket
 import socketserver
 import sys
@@ -11,8 +10,17 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from tests.launcher.ray.bare import RAY, bare_python
 from tests.launcher.ray.cluster import RayCluster, start_cluster
-from tests.launcher.ray.runs import SMALL_NODES, in_state, launch, processes, script, until
+from tests.launcher.ray.runs import (
+    SMALL_NODES,
+    ended,
+    in_state,
+    launch,
+    processes,
+    script,
+    until,
+)
 
 from parctl.cli.main import run as parctl
 from parctl.errors import BackendError
@@ -21,7 +29,6 @@ from parctl.launcher.ray.backend import RayBackend
 from parctl.launcher.run_id import new_run_id
 
 UP = [sys.executable, "-S", "-c", "import time; print('up', flush=True); time.sleep(600)"]
-MATRIX = "PARCTL_MATRIX" in os.environ
 
 
 class CutsUploads(socketserver.BaseRequestHandler):
@@ -79,22 +86,39 @@ def test_an_upload_that_is_cut_starts_nothing_and_can_be_repeated(
     assert "this run exists already with the same plan" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not MATRIX, reason="a cluster of its own: make matrix-ray")
-def test_when_the_head_dies_no_rank_stays(
+@pytest.fixture
+def other_cluster(
     clean_environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cluster = start_cluster({"only-0": {"num_gpus": 4, "num_cpus": 4}})
-    try:
-        for name, value in cluster.environment.items():
-            monkeypatch.setenv(name, value)
-        backend, run_id = RayBackend(), new_run_id("head")
-        launch(script(tmp_path, UP, {"dp": 2, "tp": 2}), run_id=run_id)
-        in_state(backend, run_id, State.RUNNING)
-        assert processes(run_id)
-        cluster.kill_head()
+) -> Iterator[RayCluster]:
+    """One node, in an environment that has no torch; its head may be killed."""
+    python = bare_python(tmp_path / "bare", [RAY, "numpy"])
+    cluster = start_cluster({"only-0": {"num_gpus": 4, "num_cpus": 4}}, python=python)
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    yield cluster
+    cluster.close()
 
-        until(lambda: not processes(run_id), seconds=60)
-        with pytest.raises(BackendError, match="does not answer"):
-            backend.status(run_id)
-    finally:
-        cluster.close()
+
+def test_what_a_node_lacks_is_told_and_when_the_head_dies_no_rank_stays(
+    other_cluster: RayCluster, tmp_path: Path
+) -> None:
+    backend, run_id = RayBackend(), new_run_id("head")
+    launch("tiny-llama", "parallelism=TP2+SP+FSDP2", run_id="lacks-1")
+    status = ended(backend, "lacks-1")
+    assert status.state is State.FAILED
+    assert status.verdict is not None
+    assert status.verdict.sentence == (
+        "the nodes lack what the run needs: "
+        f"only-0 ({tmp_path}/bare/bin/python3): `torch` is not installed"
+    )
+    assert status.verdict.fix == "install it in the environment that Ray runs in there"
+
+    # a program of the user's own needs none
+    launch(script(tmp_path, UP, {"dp": 2, "tp": 2}), run_id=run_id)
+    in_state(backend, run_id, State.RUNNING)
+    assert len(processes(run_id)) >= 4
+    other_cluster.kill_head()
+
+    until(lambda: not processes(run_id), seconds=60)
+    with pytest.raises(BackendError, match="does not answer"):
+        backend.status(run_id)

@@ -1,0 +1,127 @@
+"""The Dockerfile follows the rules that linters check, and builds what the chart runs."""
+
+import re
+import subprocess
+import sys
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.helm.chart import ROOT
+
+FILE = ROOT / "Dockerfile"
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Each instruction and its arguments, continuation lines joined, comments left out."""
+    lines = [line for line in FILE.read_text().splitlines() if not line.lstrip().startswith("#")]
+    text = re.sub(r"\\\n\s*", " ", "\n".join(lines))
+    return [
+        (found[1], found[2].strip())
+        for line in text.splitlines()
+        if (found := re.match(r"([A-Z]+)\s+(.*)", line))
+    ]
+
+
+def stages() -> dict[str, list[tuple[str, str]]]:
+    found: dict[str, list[tuple[str, str]]] = {}
+    for word, rest in instructions():
+        if word == "FROM":
+            match = re.fullmatch(r"(\S+) AS (\S+)", rest)
+            assert match, f"FROM {rest}: a stage has a name"
+            found[match[2]] = [(word, match[1])]
+        elif found:
+            found[list(found)[-1]].append((word, rest))
+    return found
+
+
+def ancestry(target: str) -> Iterator[tuple[str, str]]:
+    """The instructions of a target and of what it is made from, nearest first."""
+    all_stages = stages()
+    while target in all_stages:
+        yield from reversed(all_stages[target])
+        target = all_stages[target][0][1]
+
+
+def test_there_is_a_target_for_cpus_and_one_for_cuda() -> None:
+    assert {"cpu", "cuda"} <= set(stages())
+
+
+def test_every_base_is_named_by_the_build_and_has_no_default() -> None:
+    found = stages()
+    for name, steps in found.items():
+        assert steps[0][1] == "${PYTHON_IMAGE}" or steps[0][1] in found, name
+    assert ("ARG", "PYTHON_IMAGE") in instructions()
+    assert not any(rest.startswith("PYTHON_IMAGE=") for _, rest in instructions())
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_an_image_runs_as_a_number_and_says_what_it_is(target: str) -> None:
+    steps = list(ancestry(target))
+    user = next(rest for word, rest in steps if word == "USER")
+    labels = " ".join(rest for word, rest in steps if word == "LABEL")
+
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
+    for key in ("title", "licenses", "version", "revision", "base.name"):
+        assert f"org.opencontainers.image.{key}=" in labels
+    assert next(rest for word, rest in steps if word == "ENTRYPOINT").startswith("[")
+
+
+def test_nothing_is_fetched_by_hand_and_nothing_is_left_behind() -> None:
+    for word, rest in instructions():
+        assert word != "ADD", rest
+        if word == "RUN":
+            assert not re.search(r"\b(sudo|curl|wget|apt-get upgrade)\b", rest), rest
+            if "pip install" in rest or "pip wheel" in rest:
+                assert rest.count("--no-cache-dir") == rest.count("pip install") + rest.count(
+                    "pip wheel"
+                )
+        if word == "WORKDIR":
+            assert rest.startswith("/")
+
+
+def test_what_is_copied_is_there_and_is_let_through() -> None:
+    allowed = {
+        line.removeprefix("!")
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+    for word, rest in instructions():
+        if word == "COPY" and not rest.startswith("--from"):
+            for name in rest.split()[:-1]:
+                assert (ROOT / name).exists(), name
+                assert name in allowed, name
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_runs_what_the_chart_runs(tmp_path: Path) -> None:
+    """As the first stage does it: build the wheel of the copied files, install it, run it."""
+    context = tmp_path / "context"
+    context.mkdir()
+    for word, rest in stages()["wheel"]:
+        if word == "COPY":
+            for name in rest.split()[:-1]:
+                subprocess.run(["cp", "-a", str(ROOT / name), str(context / name)], check=True)
+    wheels = tmp_path / "wheels"
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation"]
+    done = subprocess.run(
+        [*build, "--outdir", str(wheels), str(context)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (wheel,) = wheels.glob("parctl-*.whl")
+    venv.create(tmp_path / "image", with_pip=False)
+    site = next((tmp_path / "image").glob("lib/python3*/site-packages"))
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(wheel), str(site)], check=True)
+    python = tmp_path / "image/bin/python"
+
+    # the daemon needs the standard library and NVIDIA's bindings; here it stops at its settings
+    said = subprocess.run(
+        [str(python), "-P", "-m", "parctl.cli.discover"],
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin"},
+        cwd=tmp_path,
+    )
+    assert said.returncode == 2
+    assert said.stderr.startswith("error: PARCTL_NODE is not set")

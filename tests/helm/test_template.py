@@ -1,0 +1,150 @@
+"""What the chart renders, file by file, with both versions of Helm."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.helm.chart import CHART, CI_VALUES, PROGRAM_NAMES, Object, helm, one, render
+
+GOLDENS = Path(__file__).parent / "goldens"
+RESTRICTED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+def golden_text(objects: list[Object]) -> str:
+    return yaml.safe_dump_all(objects, sort_keys=False, width=100)
+
+
+def rendered(name: str) -> list[Object]:
+    return render("helm4", "--values", str(CHART / "ci" / f"{name}-values.yaml"))
+
+
+@pytest.mark.parametrize("program", PROGRAM_NAMES)
+@pytest.mark.parametrize("file", CI_VALUES, ids=lambda file: file.stem)
+def test_the_rendered_objects_are_the_golden_ones(program: str, file: Path) -> None:
+    objects = render(program, "--values", str(file))
+    golden = GOLDENS / f"{file.stem.removesuffix('-values')}.yaml"
+
+    # as objects: the two Helms do not agree about blank lines
+    assert objects == list(yaml.safe_load_all(golden.read_text())), (
+        "run `python -m tests.helm.test_template`"
+    )
+
+
+@pytest.mark.parametrize("program", PROGRAM_NAMES)
+@pytest.mark.parametrize("file", CI_VALUES, ids=lambda file: file.stem)
+def test_lint_has_nothing_to_say(program: str, file: Path) -> None:
+    done = helm(program, "lint", "--strict", str(CHART), "--values", str(file))
+
+    assert "1 chart(s) linted, 0 chart(s) failed" in done.stdout
+    assert "[WARNING]" not in done.stdout
+
+
+def test_every_object_carries_the_labels_and_annotations_that_are_asked_for() -> None:
+    for each in rendered("everything"):
+        metadata = each["metadata"]
+        assert metadata["labels"]["team"] == "platform", metadata["name"]
+        assert metadata["annotations"]["example.com/owner"] == "platform@example.com"
+        template = each.get("spec", {}).get("template", {}).get("metadata")
+        if template:
+            assert template["labels"]["team"] == "platform"
+            assert template["annotations"]["example.com/owner"] == "platform@example.com"
+
+
+def test_cluster_wide_names_carry_the_release_and_its_namespace() -> None:
+    done = helm("helm4", "template", "two", str(CHART), "--namespace", "apart")
+    objects = [found for found in yaml.safe_load_all(done.stdout) if found]
+    wide = [
+        each["metadata"]["name"]
+        for each in objects
+        if "namespace" not in each["metadata"] and each["kind"] != "CustomResourceDefinition"
+    ]
+
+    assert len(wide) == 7
+    assert all(name.startswith("apart-two-parctl-") for name in wide), wide
+
+
+def containers() -> list[Any]:
+    found = []
+    for file in CI_VALUES:
+        for each in rendered(file.stem.removesuffix("-values")):
+            pod = each if each["kind"] == "Pod" else each.get("spec", {}).get("template")
+            if pod and "spec" in pod:
+                name = f"{file.stem}-{each['kind']}"
+                found.append(pytest.param(pod["spec"], id=name))
+    return found
+
+
+def test_every_container_passes_restricted_but_for_host_paths_and_what_is_asked_for() -> None:
+    seen = 0
+    for parameter in containers():
+        pod = parameter.values[0]
+        for container in pod["containers"]:
+            seen += 1
+            security = container["securityContext"]
+            assert security["readOnlyRootFilesystem"] is True
+            assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+            assert container["resources"]["requests"] and container["resources"]["limits"]
+            if security.get("privileged"):
+                assert "driver-root" in parameter.id
+                continue
+            assert {key: security[key] for key in RESTRICTED} == RESTRICTED
+            assert pod["securityContext"]["runAsNonRoot"] is True
+        mounts = {m["name"]: m for c in pod["containers"] for m in c["volumeMounts"]}
+        for volume in pod["volumes"]:
+            if "hostPath" in volume:
+                assert mounts[volume["name"]]["readOnly"] is True
+    assert seen > 6
+
+
+def test_the_digest_wins_over_the_tag_and_the_registry_comes_first() -> None:
+    daemons = one(rendered("everything"), "DaemonSet")
+    container = daemons["spec"]["template"]["spec"]["containers"][0]
+
+    assert container["image"] == (
+        "mirror.example.com:5000/tools/ml/parctl@sha256:"
+        "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+    )
+
+
+def test_every_image_goes_through_the_mirror() -> None:
+    for name in ("everything", "kueue-existing"):
+        for each in rendered(name):
+            for line in yaml.safe_dump(each).splitlines():
+                if line.strip().startswith(("image:", "- image:")):
+                    assert line.split("image: ")[1].startswith("mirror.example.com"), line
+
+
+def test_without_cluster_rights_nothing_cluster_wide_is_rendered() -> None:
+    kinds = {each["kind"] for each in rendered("no-cluster-rights")}
+
+    assert kinds == {"DaemonSet", "ConfigMap", "Pod"}
+
+
+def test_the_definition_stays_only_when_that_is_asked_for() -> None:
+    kept = one(rendered("everything"), "CustomResourceDefinition")
+    gone = one(rendered("default"), "CustomResourceDefinition")
+
+    assert kept["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert "annotations" not in gone["metadata"]
+
+
+def test_discovery_takes_no_gpu() -> None:
+    pod = one(rendered("default"), "DaemonSet")["spec"]["template"]["spec"]
+
+    assert "nvidia.com/gpu" not in yaml.safe_dump(pod["containers"][0]["resources"])
+    assert "hostNetwork" not in pod and "hostPID" not in pod
+
+
+def write_goldens() -> int:
+    GOLDENS.mkdir(exist_ok=True)
+    for file in CI_VALUES:
+        objects = render("helm4", "--values", str(file))
+        name = f"{file.stem.removesuffix('-values')}.yaml"
+        (GOLDENS / name).write_text(golden_text(objects))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(write_goldens())

@@ -1,0 +1,124 @@
+"""values.yaml, its schema and the README's table say the same, and the schema lets nothing by."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from tests.helm.chart import CHART, CI_VALUES, helm, merged, values_of
+from tests.helm.readme import README, described_keys, value_at, with_table
+from tests.helm.wrong_values import full_values, wrong_values
+
+from parctl._version import __version__
+
+NUM_IN_PROCESS = 1000
+NUM_THROUGH_HELM = 50
+VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
+SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+VALIDATOR = jsonschema.Draft7Validator(SCHEMA)
+
+
+def refusal(values: dict[str, Any]) -> str:
+    """Everything that the schema has against the values, with the places."""
+    errors = VALIDATOR.iter_errors(values)
+    return "\n".join(f"{error.json_path}: {error.message[:2000]}" for error in errors)
+
+
+def test_the_schema_is_a_schema() -> None:
+    jsonschema.Draft7Validator.check_schema(SCHEMA)
+
+
+def test_the_defaults_pass() -> None:
+    assert refusal(VALUES) == ""
+
+
+@pytest.mark.parametrize("file", CI_VALUES, ids=lambda file: file.stem)
+def test_the_values_of_every_branch_pass(file: Path) -> None:
+    assert refusal(merged(VALUES, values_of(file))) == ""
+
+
+def test_every_value_is_described_and_has_a_schema() -> None:
+    described = dict(described_keys((CHART / "values.yaml").read_text()))
+
+    def leaves(value: Any, schema: Any, path: str) -> None:
+        properties = schema.get("properties")
+        if path in described or properties is None:
+            assert path in described, path
+            return
+        assert set(value) == set(properties), path
+        for key in value:
+            leaves(value[key], properties[key], f"{path}.{key}".lstrip("."))
+
+    leaves(VALUES, SCHEMA, "")
+    assert len(described) > 50
+    for path in described:
+        value_at(VALUES, path)
+
+
+def test_the_full_values_that_are_made_wrong_are_right() -> None:
+    assert refusal(full_values()) == ""
+
+
+def test_a_thousand_wrong_files_are_refused_with_the_key_named() -> None:
+    kinds = set()
+    for seed in range(NUM_IN_PROCESS):
+        wrong = wrong_values(seed)
+        said = refusal(wrong.values)
+        assert said, f"seed {seed}: {wrong.what} passes"
+        assert wrong.key in said, f"seed {seed}: {wrong.what}: {said}"
+        kinds.add(wrong.what)
+    assert len(kinds) > NUM_IN_PROCESS / 2
+
+
+def test_helm_itself_refuses_wrong_files_and_names_the_key(tmp_path: Path) -> None:
+    for seed in range(NUM_THROUGH_HELM):
+        program = ("helm3", "helm4")[seed % 2]
+        wrong = wrong_values(10_000 + seed)
+        file = tmp_path / f"{seed}.yaml"
+        file.write_text(yaml.safe_dump(wrong.values))
+        words = ("template", "parctl", str(CHART), "--values", str(file))
+        done = helm(program, *words, check=False)
+        assert done.returncode != 0, f"seed {10_000 + seed}: {wrong.what} passes"
+        assert done.stdout == ""
+        said = done.stderr.replace("~1", "/")  # as JSON pointers write it
+        assert wrong.key in said, f"seed {10_000 + seed}: {wrong.what}: {said}"
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("discovery.driver.root=/run/nvidia/driver", "needs discovery.privileged: true"),
+        ("kueue.enabled=true", "kueue.clusterQueue.quotas is empty"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused_in_words(setting: str, words: str) -> None:
+    done = helm("helm4", "template", "parctl", str(CHART), "--set", setting, check=False)
+
+    assert done.returncode != 0
+    assert words in done.stderr
+
+
+def test_config_maps_and_labels_contradict_each_other() -> None:
+    setting = "discovery.publish=configMap,discovery.labels=true"
+    done = helm("helm4", "template", "parctl", str(CHART), "--set", setting, check=False)
+
+    assert "for those who may not" in done.stderr
+
+
+def test_the_table_in_the_readme_is_current() -> None:
+    text = README.read_text()
+
+    assert with_table(text) == text, "run `python -m tests.helm.readme`"
+
+
+def test_the_chart_is_of_the_version_of_parctl() -> None:
+    about = yaml.safe_load((CHART / "Chart.yaml").read_text())
+
+    assert about["appVersion"] == __version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+", about["version"])
+    # Artifact Hub reads YAML inside of YAML
+    for key in ("artifacthub.io/crds", "artifacthub.io/crdsExamples", "artifacthub.io/changes"):
+        assert isinstance(yaml.safe_load(about["annotations"][key]), list)

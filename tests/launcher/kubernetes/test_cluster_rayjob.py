@@ -1,0 +1,62 @@
+"""A RayJob under a real KubeRay: a run as every other, with Ray's driver where others have pods."""
+
+import time
+
+import pytest
+from tests.cluster.machine import wait_until
+from tests.launcher.kubernetes.real import Here, start_probe
+from tests.launcher.kubernetes.test_cluster_faults import alive
+
+from parctl.launcher.backend import State
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]  # Ray starts three times
+RAYJOB = {"kind": "rayjob"}
+
+
+def test_a_killed_rank_starts_again_and_the_end_frees_the_nodes(here: Here) -> None:
+    here.cluster.controllers.ensure("kuberay")
+    probe = start_probe(here, retries=1, kubernetes=RAYJOB)
+    before = probe.counting(seconds=200)
+    running = here.running()
+
+    probe.kill_rank(3)
+    here.until(lambda status: status.restarts == 1)
+    after = probe.counting(beyond=max(before) + 3)
+    ended = probe.finish()
+    wait_until(lambda: not any(map(alive, here.pods())), seconds=60, what="no pod with devices")
+
+    assert running.state is State.RUNNING
+    assert {rank.rank: rank.node for rank in running.ranks} == {
+        0: "gpu-1",
+        1: "gpu-1",
+        2: "gpu-2",
+        3: "gpu-2",
+    }
+    assert min(after) >= min(before)
+    assert (ended.state, ended.restarts) == (State.SUCCEEDED, 1)
+    text = here.log(3)
+    assert next(line for line in text if line.startswith("rank 3 on gpu-2")).endswith("from 0")
+    assert "the run is Succeeded" in here.log()
+    assert "the run is Succeeded" in here.why().sentence
+    here.ask(lambda backend: backend.delete("probe-1"))
+    wait_until(lambda: not here.objects(), seconds=60, what="nothing of the run")
+
+
+def test_a_cancelled_run_saves_and_leaves_no_pod(here: Here) -> None:
+    here.cluster.controllers.ensure("kuberay")
+    probe = start_probe(here, kubernetes=RAYJOB)
+    probe.counting(seconds=200)
+
+    began = time.monotonic()
+    here.ask(lambda backend: backend.cancel("probe-1", grace_s=5))
+    took_s = time.monotonic() - began
+    left = [pod for pod in here.cluster.api.list("Pod", here.namespace) if alive(pod)]
+    stopped = probe.counts()
+    time.sleep(1.0)
+
+    assert left == []
+    assert took_s < 30
+    assert probe.counts() == stopped
+    assert here.status().state is State.CANCELLED
+    here.ask(lambda backend: backend.delete("probe-1"))
+    wait_until(lambda: not here.objects(), seconds=60, what="nothing of the run")

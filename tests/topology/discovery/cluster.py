@@ -1,0 +1,63 @@
+"""An API server that keeps objects in memory and answers what the real one would.
+
+It knows just what discovery asks: reading an object, applying one, patching one, creating an event.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from parctl.topology.discovery.objects import RECORDS_PATH
+
+NODE = "/api/v1/nodes/gpu-1"
+RECORD = f"{RECORDS_PATH}/gpu-1"
+
+
+class Refused(Exception):
+    def __init__(self, code: int) -> None:
+        super().__init__(f"the server answers {code}")
+        self.code = code
+
+
+class Cluster:
+    """Objects by path; `asked` is every request, `refuse` what to answer to a method and path."""
+
+    def __init__(self) -> None:
+        meta = {"name": "gpu-1", "uid": "u-1", "resourceVersion": "1", "labels": {}}
+        self.objects: dict[str, Any] = {NODE: {"metadata": meta, "spec": {}}}
+        self.events: list[Any] = []
+        self.asked: list[str] = []
+        self.refuse: dict[str, list[int]] = {}
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        *,
+        body: Mapping[str, Any] | None = None,
+        content: str = "application/json",
+    ) -> dict[str, Any]:
+        self.asked.append(f"{method} {path}")
+        codes = self.refuse.get(f"{method} {path}")
+        if codes:
+            raise Refused(codes.pop(0))
+        if method == "POST":
+            self.events.append(body)
+            return {}
+        if method == "PATCH":
+            assert body is not None
+            place = path.removesuffix("/status")
+            self._merge(self.objects.setdefault(place, {"metadata": {}}), body)
+        if path.removesuffix("/status") not in self.objects:
+            raise Refused(404)
+        found: dict[str, Any] = self.objects[path.removesuffix("/status")]
+        return found
+
+    def _merge(self, into: dict[str, Any], change: Mapping[str, Any]) -> None:
+        for key, value in change.items():
+            if isinstance(value, dict) and isinstance(into.get(key), dict) and key != "spec":
+                self._merge(into[key], value)
+            elif key == "spec" and "taints" in value:
+                into.setdefault(key, {})["taints"] = value["taints"]
+            else:
+                into[key] = value
