@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TESTS ?= tests
 
-.PHONY: demo test test-deps cluster-deps cluster cluster-down matrix-kubernetes matrix-runtime matrix-inference ray-cluster matrix-ray check format bench clean
+.PHONY: demo test test-deps cluster-deps cluster cluster-down matrix-kubernetes matrix-runtime matrix-inference matrix-helm ray-cluster matrix-ray check format bench clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "parctl needs Python 3.11 or newer; make PYTHON=python3.12 ...")'
@@ -57,6 +57,10 @@ matrix-inference: $(INSTALLED)
 # Twenty launches into a cluster in disorder, every model in every shape beside a local run, every fault.
 matrix-kubernetes: $(INSTALLED)
 	$(BIN)/python -m tests.launcher.kubernetes.matrix
+
+# Every right of the chart's roles taken away in turn; `make test` runs a part of it.
+matrix-helm: $(INSTALLED)
+	PARCTL_MATRIX=1 $(BIN)/python -m pytest tests/helm/test_access.py
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,9 +1,10 @@
 """Thousands of NodeTopology objects: what they weigh, and what listing and laying out costs.
 
-The nodes are objects whose kubelets kwok plays; each has a record of eight GPUs with UUIDs and
-eight NICs of its own. CPU seconds of `kubectl get nodes,nodetopologies -o json` are those of any
-client that wants them all; parctl may take two seconds more to list them and lay a job of every
-GPU out. Both are separate processes, measured by the kernel.
+Nodes and records are objects in a real API server; each node has eight GPUs with UUIDs and eight
+NICs of its own. Nobody plays the kubelets: nothing is started, only listed. CPU seconds of
+`kubectl get nodes,nodetopologies -o json` are those of any client that wants them all; parctl may
+take two seconds more to list them and lay a job of every GPU out. Both are separate processes,
+measured by the kernel.
 
     python -m benchmarks.kubernetes_records [--nodes 5000] [--rounds 3]
 """
@@ -13,6 +14,7 @@ import copy
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,20 +26,22 @@ import yaml
 from tests.cluster import programs
 from tests.cluster.api import Object
 from tests.cluster.cluster import Cluster
-from tests.cluster.fake_nodes import LABEL, add_fake_nodes, list_fake
+from tests.cluster.fake_nodes import LABEL, fake_node
 from tests.helm.chart import one, render
 from tests.launcher.kubernetes.matrix import some_cluster
 
+from parctl.topology.discovery.conditions import conditions_of
 from parctl.topology.discovery.objects import RECORDS_PATH, node_topology, status_document
 from parctl.topology.discovery.reading import Reading
-from parctl.topology.discovery.record import Record, record_of
+from parctl.topology.discovery.record import record_of
 from parctl.topology.store import topology_to_json
 from parctl.topology.synthetic import parse_cluster
 
 GPUS = 8
 BUDGET_S = 2.0
+NOW = "2026-01-01T00:00:00Z"
+CONTROLLER_MANAGER = "kube-controller-manager"
 DEFINITION = "nodetopologies.parctl.dev"
-DEFINITIONS = "apiextensions.k8s.io/v1"
 
 
 def main() -> None:
@@ -48,11 +52,14 @@ def main() -> None:
     with some_cluster() as cluster, cluster.inside():
         apply_definition(cluster)
         try:
-            with add_fake_nodes(cluster, options.nodes, gpus=GPUS):
-                size = make_records(cluster)
-                measure(cluster, options.nodes, size, options.rounds)
+            # it would declare nodes dead of which nobody hears
+            cluster.machine.stop(CONTROLLER_MANAGER, signal.SIGKILL)
+            size = make_records(cluster, options.nodes)
+            measure(cluster, options.nodes, size, options.rounds)
         finally:
-            cluster.api.delete("CustomResourceDefinition", DEFINITION, None, DEFINITIONS)
+            cluster.api.delete_all("Node", selector=f"{LABEL}=true")
+            cluster.heal()
+            cluster.kubectl("delete", "crd", DEFINITION, timeout_s=600)  # and every record
 
 
 def apply_definition(cluster: Cluster) -> None:
@@ -60,7 +67,7 @@ def apply_definition(cluster: Cluster) -> None:
     cluster.kubectl("wait", "--for=condition=Established", f"crd/{DEFINITION}")
 
 
-def record(number: int) -> Record:
+def reading(number: int) -> Reading:
     """A node of eight H100 and eight NICs; every device has a UUID of its own."""
     node = copy.deepcopy(topology_to_json(parse_cluster(f"h100:1x{GPUS}"))["nodes"][0])
     for gpu in node["gpus"]:
@@ -76,20 +83,25 @@ def record(number: int) -> Record:
         }
         facts = [key for key, value in gpu.items() if value not in (None, []) and key != "sources"]
         gpu["sources"] = dict.fromkeys(facts, "nvml")
-    return record_of(Reading(node=node, warnings=(), faults=(), failure=None), {})
+    return Reading(node=node, warnings=(), faults=(), failure=None)
 
 
-def make_records(cluster: Cluster) -> int:
-    """Create a record for every fake node; return the bytes of one as it is listed."""
-    for number, node in enumerate(list_fake(cluster)):
-        made = record(number)
-        document: Object = node_topology(made, node)
-        cluster.api.request("POST", RECORDS_PATH, document)
-        status = {"status": status_document(made, (), "2026-01-01T00:00:00Z")}
-        path = f"{RECORDS_PATH}/{node['metadata']['name']}/status"
-        cluster.api.request("PATCH", path, status, "application/merge-patch+json")
-    found = cluster.api.request("GET", f"{RECORDS_PATH}/{node['metadata']['name']}")
-    return len(json.dumps(found, separators=(",", ":")))
+def make_records(cluster: Cluster, count: int) -> int:
+    """Create nodes and a record of each; return the bytes of one as it is listed."""
+    nodes = cluster.api.path("v1", "Node", None)
+    for number in range(count):
+        name = f"fake-{number:05}"
+        node = fake_node(name, number, GPUS)
+        node["status"]["conditions"] = [{"type": "Ready", "status": "True"}]
+        node = cluster.api.request("POST", nodes, node)
+        read = reading(number)
+        made = record_of(read, {})
+        cluster.api.request("POST", RECORDS_PATH, node_topology(made, node))
+        conditions = conditions_of(read, (), (), NOW)
+        status = {"status": status_document(made, conditions, NOW)}
+        path = f"{RECORDS_PATH}/{name}"
+        cluster.api.request("PATCH", f"{path}/status", status, "application/merge-patch+json")
+    return len(json.dumps(cluster.api.request("GET", path), separators=(",", ":")))
 
 
 def measure(cluster: Cluster, nodes: int, size: int, rounds: int) -> None:

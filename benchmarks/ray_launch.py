@@ -7,12 +7,7 @@ are forked from one process per node that has imported torch and the trainer, an
 whose ranks import torch one by one as the others' do. `moved` counts ranks that did not sit where
 RANK says they should: 0 to 3 on one node, 4 to 7 on another, each on the GPU of its local rank.
 
-Then, with `--groups`, how many tensor parallel groups of eight ranks lie on one node each, for
-parctl and for Ray's own packing of one bundle per rank, on four nodes of eight GPUs: empty, and
-with a job beside that holds three GPUs. With `--nodes`, how long it takes to submit a run, and to
-place one rank on every node of so many fake nodes.
-
-    python -m benchmarks.ray_launch [--rounds 3] [--groups] [--nodes 4 8 16]
+    python -m benchmarks.ray_launch [--rounds 3]
 
 Goal: at most half of the best of the others. Ray runs in the peers' environment, which `make bench`
 installs; without it Ray Train fails for want of pandas.
@@ -25,17 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
 
 from tests.launcher.ray.cluster import start_cluster
-
-if TYPE_CHECKING:
-    from parctl.launcher.ray.backend import RayBackend
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".venv-peers" / "bin" / "python"  # has what Ray Train wants, and no parctl
@@ -144,64 +134,30 @@ ranks = [
 address, port = ray.get(ranks[0].port.remote())
 ray.get([actor.run.remote(rank, address, port) for rank, actor in enumerate(ranks)])
 """
-# as a launcher with an actor per rank asks for its places
-PACK = """\
-import json, os
-import ray
-from ray.util.placement_group import placement_group, placement_group_table
-
-ray.init()
-group = placement_group([{{"GPU": 1}}] * {ranks}, strategy="PACK")
-ray.get(group.ready())
-nodes = placement_group_table(group)["bundles_to_node_id"]
-with open("{folder}/nodes.part", "w") as file:
-    json.dump([nodes[index] for index in range({ranks})], file)
-os.rename("{folder}/nodes.part", "{folder}/nodes")
-"""
-GROUP = 8  # ranks of a tensor parallel group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     seconds: float
-    moved: int | None  # ranks that are not where they should be; None: not looked at
+    moved: int  # ranks that are not where they should be
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--groups", action="store_true")
-    parser.add_argument("--nodes", type=int, nargs="*", default=[])
     options = parser.parse_args()
-    if options.rounds:
-        python = str(PEERS) if PEERS.exists() else sys.executable
-        with tempfile.TemporaryDirectory(prefix="pr-bench-") as hook:
-            Path(hook, "sitecustomize.py").write_text(
-                HOOK.format(rank=RANK.format(ranks=RANKS, folder="MARKS"))
-            )
-            os.environ["PYTHONPATH"] = hook
-            with _cluster(2, gpus=4, python=python):
-                del os.environ["PYTHONPATH"]
-                _compare(options.rounds)
-    if options.groups:
-        with _cluster(4, gpus=GROUP):
-            _count_groups()
-    for nodes in options.nodes:
-        with _cluster(nodes, gpus=1):
-            submitted, running = _place_everywhere(nodes)
-        print(f"{nodes:>5} nodes: submitted in {submitted:.1f} s, all ranks after {running:.1f} s")
-
-
-@contextmanager
-def _cluster(nodes: int, *, gpus: int, python: str = sys.executable) -> Iterator[None]:
-    """Start a cluster of so many nodes, and point the environment to it."""
-    resources = {"num_gpus": gpus, "num_cpus": gpus}
-    cluster = start_cluster({f"node-{n}": resources for n in range(nodes)}, python=python)
-    try:
-        os.environ.update(cluster.environment)
-        yield
-    finally:
-        cluster.close()
+    nodes = {f"node-{n}": {"num_gpus": 4, "num_cpus": 4} for n in range(2)}
+    with tempfile.TemporaryDirectory(prefix="pr-bench-") as hook:
+        mark = RANK.format(ranks=RANKS, folder="MARKS")
+        Path(hook, "sitecustomize.py").write_text(HOOK.format(rank=mark))
+        os.environ["PYTHONPATH"] = hook
+        cluster = start_cluster(nodes, python=str(PEERS) if PEERS.exists() else sys.executable)
+        del os.environ["PYTHONPATH"]
+        try:
+            os.environ.update(cluster.environment)
+            _compare(options.rounds)
+        finally:
+            cluster.close()
 
 
 def _compare(rounds: int) -> None:
@@ -231,7 +187,7 @@ def _compare(rounds: int) -> None:
         if name in failed:
             print(f"{name:<20}{'failed':>20}  {failed[name]}")
             continue
-        moved = ", ".join("-" if m.moved is None else str(m.moved) for m in values)
+        moved = ", ".join(str(m.moved) for m in values)
         ratio = "" if name == "parctl" else f"{times['parctl'] / times[name]:.2f}"
         print(f"{name:<20}{times[name]:>20.1f}{moved:>14}{ratio:>8}")
 
@@ -254,13 +210,13 @@ def _measure(side: Callable[[Path], Sequence[str]]) -> Measured:
         said, _ = launcher.communicate(timeout=TIMEOUT_S)
         if launcher.returncode:
             raise RuntimeError(said.strip().splitlines()[-1][:200])
-        facts = [json.loads(_wait_for(folder / f"rank-{rank}")) for rank in range(RANKS)]
+        facts = [json.loads(wait_for(folder / f"rank-{rank}")) for rank in range(RANKS)]
     first = facts[0]["node"], facts[4]["node"]
     moved = sum(
         fact["node"] != first[rank // 4] or int(fact["gpu"]) != rank % 4
         for rank, fact in enumerate(facts)
     )
-    _settle()
+    settle()
     return Measured(seconds=max(fact["time"] for fact in facts) - began, moved=moved)
 
 
@@ -283,16 +239,16 @@ def _parctl(folder: Path) -> Sequence[str]:
 def _train(folder: Path) -> Sequence[str]:
     rank = RANK.format(ranks=RANKS, folder=folder)
     (folder / "train.py").write_text(TRAIN.format(rank=rank, ranks=RANKS, folder=folder))
-    return _job(folder / "train.py")
+    return job(folder / "train.py")
 
 
 def _actors(folder: Path) -> Sequence[str]:
     rank = RANK.format(ranks=RANKS, folder=folder)
     (folder / "actors.py").write_text(ACTORS.format(rank=rank, ranks=RANKS))
-    return _job(folder / "actors.py")
+    return job(folder / "actors.py")
 
 
-def _job(program: Path) -> Sequence[str]:
+def job(program: Path) -> Sequence[str]:
     """Submit a program as `ray job submit` would."""
     return [
         *(sys.executable, "-m", "ray.scripts.scripts", "job", "submit"),
@@ -301,7 +257,7 @@ def _job(program: Path) -> Sequence[str]:
     ]
 
 
-def _wait_for(path: Path) -> str:
+def wait_for(path: Path) -> str:
     deadline = time.monotonic() + TIMEOUT_S
     while not path.exists():
         if time.monotonic() > deadline:
@@ -310,7 +266,7 @@ def _wait_for(path: Path) -> str:
     return path.read_text()
 
 
-def _settle() -> None:
+def settle() -> None:
     """Wait until no job runs, so that the next side has the cluster to itself."""
     from parctl.launcher.ray.jobs import list_jobs
     from parctl.topology.sources.ray_dashboard import find_dashboard
@@ -320,85 +276,6 @@ def _settle() -> None:
     while not all(job.ended for job in list_jobs(dashboard)) and time.monotonic() < deadline:
         time.sleep(0.2)
     time.sleep(1.0)  # workers that ended with it
-
-
-def _count_groups() -> None:
-    """How many groups of consecutive ranks lie on one node each."""
-    print(f"{'groups of 8 on one node':<26}{'parctl':>10}{'PACK':>10}")
-    for beside, groups in ((0, 4), (3, 3)):
-        with tempfile.TemporaryDirectory(prefix="pr-bench-") as name:
-            folder = Path(name)
-            if beside:
-                _launch_sleep(folder, "beside-1", {"dp": beside})
-            _launch_sleep(folder, "groups-1", {"dp": groups, "tp": GROUP})
-            ours = [rank.node for rank in _backend().status("groups-1").ranks]
-            _remove("groups-1")
-            (folder / "pack.py").write_text(PACK.format(ranks=groups * GROUP, folder=folder))
-            # the second: without it `ray` shows no token
-            environment = {**os.environ, "RAY_AUTH_MODE": "token"}
-            subprocess.run(
-                _job(folder / "pack.py"), check=True, capture_output=True, env=environment
-            )
-            packed = json.loads(_wait_for(folder / "nodes"))
-            if beside:
-                _remove("beside-1")
-        case = f"{groups} on 4 nodes" + (f", {beside} GPUs taken" if beside else "")
-        print(f"{case:<26}{_whole(ours):>10}{_whole(packed):>10}")
-        _settle()
-
-
-def _whole(nodes: Sequence[str]) -> str:
-    groups = [set(nodes[first : first + GROUP]) for first in range(0, len(nodes), GROUP)]
-    return f"{sum(len(group) == 1 for group in groups)} of {len(groups)}"
-
-
-def _place_everywhere(nodes: int) -> tuple[float, float]:
-    """One rank on each of many nodes: the client's part, and until all of them run."""
-    with tempfile.TemporaryDirectory(prefix="pr-bench-") as name:
-        began = time.monotonic()
-        submitted = _launch_sleep(Path(name), "many-1", {"dp": nodes}) - began
-        running = time.monotonic() - began
-    _remove("many-1")
-    return submitted, running
-
-
-def _launch_sleep(folder: Path, run_id: str, axes: Mapping[str, int]) -> float:
-    """Launch ranks that sleep, and wait until all run; returns when they were submitted."""
-    from parctl.launcher.backend import State
-    from parctl.launcher.launch import prepared_launch
-
-    recipe = folder / f"{run_id}.yaml"
-    recipe.write_text(
-        f"version: 1\nname: sleep\ntask: script\nparallelism: {json.dumps(axes)}\n"
-        "script: {command: [/bin/sleep, '600']}\n"
-    )
-    with prepared_launch(
-        str(recipe),
-        overrides=[],
-        num_devices=None,
-        backend="ray",
-        run_id=run_id,
-        force=False,
-        ahead=True,
-    ) as prepared:
-        prepared.backend.submit(prepared.manifests)
-    submitted = time.monotonic()
-    while (status := _backend().status(run_id)).state is not State.RUNNING:
-        if status.state.ended:
-            raise RuntimeError(f"{run_id} is {status.state}: {status.verdict}")
-        time.sleep(0.1)
-    return submitted
-
-
-def _backend() -> "RayBackend":
-    from parctl.launcher.ray.backend import RayBackend
-
-    return RayBackend()
-
-
-def _remove(run_id: str) -> None:
-    _backend().cancel(run_id, grace_s=0)
-    _backend().delete(run_id)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ def main() -> int:
     dist.destroy_process_group()
     found = {
         "rank": int(os.environ["PARCTL_PREFLIGHT_RANK"]),
+        "device": device.type,
         "tflops": tflops,
         "gb_per_s": gb_per_s,
         "right": product_right and sum_right,

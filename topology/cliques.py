@@ -12,9 +12,13 @@ no link of its own to GPU 5, so a group of eight would talk over PCIe; the full 
 Sets are bit masks inside this module. Nodes are small: up to `MAX_EXACT` devices every answer is
 exact, above that (a CPU node with hundreds of slots) exact for disjoint meshes and greedy for
 anything stranger.
+
+Thousands of nodes have few different matrices, though each has devices of its own: answers about a
+matrix are remembered.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from itertools import combinations
 
 from parctl.topology.links import link_count
@@ -23,11 +27,19 @@ MAX_EXACT = 16
 MAX_STARTS = 64  # devices from which a full mesh is grown, where not all are looked at
 UNKNOWN = "?"
 
+REMEMBERED = 512  # matrices
+
 Matrix = Sequence[Sequence[str]]
+Rows = tuple[tuple[str, ...], ...]
 
 
 def connected_groups(matrix: Matrix) -> tuple[tuple[int, ...], ...]:
     """Sets of devices connected over NVLink or xGMI, by first member, lone ones included."""
+    return _connected_groups(_rows(matrix))
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _connected_groups(matrix: Rows) -> tuple[tuple[int, ...], ...]:
     everything = (1 << len(matrix)) - 1
     return tuple(_members(mask) for mask in _components(_neighbours(matrix, _linked), everything))
 
@@ -41,6 +53,11 @@ def full_mesh_cliques(matrix: Matrix) -> tuple[tuple[tuple[int, ...], int], ...]
     >>> full_mesh_cliques([["X", "NV2", "SYS"], ["NV2", "X", "SYS"], ["SYS", "SYS", "X"]])
     (((0, 1), 2),)
     """
+    return _full_mesh_cliques(_rows(matrix))
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _full_mesh_cliques(matrix: Rows) -> tuple[tuple[tuple[int, ...], int], ...]:
     neighbours = _neighbours(matrix, _linked)
     found: list[tuple[tuple[int, ...], int]] = []
     pending = [sum(1 << i for i in range(len(matrix)) if neighbours[i])]
@@ -124,9 +141,19 @@ def pack_meshes(
 
 def largest_mesh(matrix: Matrix, joined: Callable[[str], bool], usable: Sequence[int]) -> int:
     """Size of the largest full mesh among the usable devices."""
+    return _largest_mesh(_rows(matrix), joined, tuple(usable))
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _largest_mesh(matrix: Rows, joined: Callable[[str], bool], usable: tuple[int, ...]) -> int:
     neighbours = _neighbours(matrix, joined)
     allowed = sum(1 << i for i in usable)
     return max((mask.bit_count() for mask in _maximal_cliques(neighbours, allowed)), default=0)
+
+
+def _rows(matrix: Matrix) -> Rows:
+    """The matrix as something that can be remembered; costs nothing where it is that already."""
+    return tuple(map(tuple, matrix))
 
 
 def _linked(code: str) -> bool:

@@ -8,6 +8,7 @@ of them at once.
 """
 
 import re
+from functools import lru_cache
 
 from parctl.topology.model import LinkClass
 from parctl.topology.products import find_product
@@ -18,6 +19,7 @@ BADNESS = {link: position for position, link in enumerate(LinkClass)}
 _NVLINK = re.compile(r"NV(\d+)")
 
 
+@lru_cache(maxsize=1024)
 def link_class(code: str) -> LinkClass:
     """Say what a code of the link matrix is.
 
@@ -33,6 +35,7 @@ def link_class(code: str) -> LinkClass:
     return {"XGMI": LinkClass.XGMI, "HOST": LinkClass.HOST}.get(code, LinkClass.UNKNOWN)
 
 
+@lru_cache(maxsize=1024)
 def link_count(code: str) -> int:
     """How many NVLink or xGMI links join a pair; 0 when it is joined by something else."""
     match = _NVLINK.fullmatch(code)

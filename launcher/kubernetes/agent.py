@@ -123,7 +123,8 @@ class Agent:
     def _serve_once(self) -> None:
         self._pump_node(0.25)
         channel = self._channel
-        assert channel is not None
+        if channel is None:  # it broke under what the node process had to say
+            return
         try:
             if self._tell_end:
                 self._tell_end = False

@@ -45,6 +45,13 @@ def running_causes(facts: Facts) -> Sequence[Cause]:
         ]
     if status.state is State.RUNNING:
         return [Cause(sentence=f"the run is going on{step}", fix=None)]
+    if status.state is State.PLACING and report is None and facts.run.workload["kind"] == "RayJob":
+        return [
+            Cause(
+                sentence="Ray is coming up in the pods; KubeRay submits the job once all are ready",
+                fix=None,
+            )
+        ]
     if status.state is State.PLACING:
         return [
             Cause(sentence="its ranks are being started (importing torch takes seconds)", fix=None)

@@ -10,6 +10,7 @@ from parctl.launcher.kubernetes.client import Client
 from parctl.launcher.kubernetes.names import Object
 from parctl.launcher.kubernetes.objects import RAY_API, RunObjects, kueue_api, label_of
 from parctl.launcher.kubernetes.report import Report
+from parctl.launcher.kubernetes.state import newest_report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +89,7 @@ def gather_facts(client: Client, run: RunObjects, report: Report | None) -> Fact
         others = read("pods of others", "v1", "Pod", everywhere=True)
     return Facts(
         run=run,
-        report=report,
+        report=newest_report(run, report),
         jobs=jobs,
         events=None if events is None else own_events(events, run, jobs, entry),
         nodes=read("nodes", "v1", "Node"),

@@ -30,7 +30,7 @@ from parctl.launcher.verdict import plain_verdict
 
 def status_of(run: RunObjects, report: Report | None, *, server: str) -> RunStatus:
     """`report`: from the log of the leader's pod; None: there is none to be read."""
-    report = _newest(run, report)
+    report = newest_report(run, report)
     status = workload_status(run.workload, report, server=server)
     state = status.state
     pods = [pod for pod in run.rank_pods if phase_of(pod) not in ("Succeeded", "Failed")]
@@ -144,7 +144,7 @@ def _state_of_pods(run: RunObjects, report: Report | None, state: State) -> Stat
     return State.RUNNING if state is State.PENDING else state
 
 
-def _newest(run: RunObjects, report: Report | None) -> Report | None:
+def newest_report(run: RunObjects, report: Report | None) -> Report | None:
     """The latest of what the log, the annotation and the last words of the pods say."""
     said = [report, read_report(annotation_of(run.workload, names.STATE) or "")]
     for pod in run.rank_pods:

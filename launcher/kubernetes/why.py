@@ -41,7 +41,7 @@ def diagnose(facts: Facts) -> Diagnosis:
             break
     state = status_of(facts.run, facts.report, server="").state
     if not causes:
-        causes = [Cause(sentence=_plain(state), fix=None)]
+        causes = [Cause(sentence=_plain(state, facts), fix=None)]
     first, rest = causes[0], causes[1:]
     history = facts.report.history if facts.report else ()
     return Diagnosis(
@@ -57,7 +57,10 @@ def diagnose(facts: Facts) -> Diagnosis:
     )
 
 
-def _plain(state: State) -> str:
+def _plain(state: State, facts: Facts) -> str:
+    verdict = facts.report.verdict if facts.report else None
+    if state is State.RESTARTING and verdict is not None:
+        return f"the run starts again, since {verdict.sentence}"
     if state is State.PENDING:
         return "the run waits, and nothing in the cluster says why: are its controllers running?"
     return f"the run is {state}"

@@ -2,7 +2,8 @@
 
 Each node runs `parctl.runtime.preflight` on the devices that the job has there, with a store of its
 own. Nodes are judged beside each other, since nobody knows what is normal here: one that reaches
-less than half of the median is bad, as is one that fails or does not come back.
+less than half of the median is bad, as is one that fails or does not come back. A rank on CPUs has
+them together with whoever else is there, so its rate tells nothing and only its results count.
 """
 
 import json
@@ -94,7 +95,7 @@ def bad_nodes(trials: Mapping[str, Trial], num_ranks: Mapping[str, int]) -> dict
         worst = {
             node: min(float(row[key]) for row in trial.measured)
             for node, trial in trials.items()
-            if node not in found
+            if node not in found and all(row["device"] != "cpu" for row in trial.measured)
         }
         if len(worst) < 2:
             continue

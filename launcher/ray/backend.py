@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 CANCEL_S = 5.0  # until nothing is left, unless it says otherwise
 SLACK_S = 15.0  # for the cluster to hear of it and to say that it is done
 POLL_S = 0.2
+WATCH_S = 2.5  # Ray looks after a job every second, and writes a row anew that went before
 
 
 class RayBackend:
@@ -143,6 +144,8 @@ class RayBackend:
                 f"run `{run_id}` is {status.state}", hint=f"`parctl cancel {run_id}` first"
             )
         self._wait_for_end(run_id, SLACK_S)  # the driver says it a moment before Ray does
+        since_s = time.time() - (self._find(run_id).ended_unix or 0.0)
+        time.sleep(min(WATCH_S, max(0.0, WATCH_S - since_s)))
         delete_job(self._dashboard, run_id)
 
     def list(self) -> Sequence[RunStatus]:

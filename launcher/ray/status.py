@@ -58,8 +58,10 @@ def _death(job: Job, record: Record | None) -> Verdict:
     stage = f"while the run was {record.state}" if record else "before it said anything"
     last = _last_words(job.message)
     if job.driver_exit in KILLED or "JobSupervisor" in job.message or not last:
+        # who was killed said nothing of it: the last line is any rank's
+        said = f": {last}" if last and job.driver_exit not in KILLED else ""
         return plain_verdict(
-            f"the driver was killed {stage}" + (f": {last}" if last else ""),
+            f"the driver was killed {stage}{said}",
             cause="death of the driver",
             fix="the head node may be out of memory or was restarted; launch it again: training "
             "resumes from the newest checkpoint in `checkpoint.dir`",

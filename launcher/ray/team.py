@@ -1,5 +1,6 @@
 """The agents of a run as the driver sees them: one per node, each with one question under way."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 from parctl.launcher.nodes.team import News
 
 POLL_S = 2.0  # an agent answers at once when there is news, and then at the latest
+TICK_S = 0.25
+LEAVE_S = 3.0  # for a node process to end what it has started; it takes tenths of a second
 
 
 @dataclass(slots=True, kw_only=True)
@@ -79,7 +82,14 @@ class RayTeam:
             yield from (News(node=member.node, content=answer) for answer in answers)
 
     def dismiss(self, kill: Callable[[Any], None]) -> None:
-        """End every agent that is left, and with it its node process."""
+        """End every agent that is left, its node process first: it tells that nothing is left."""
+        self.tell_all({"leave": True})
+        waited = {node for node, member in self.members.items() if member.lost is None}
+        deadline = time.monotonic() + LEAVE_S
+        while waited and time.monotonic() < deadline:
+            for news in self.news(TICK_S):
+                if "gone" in news.content or "lost" in news.content:
+                    waited.discard(news.node)
         for member in self.members.values():
             kill(member.actor)
 
@@ -90,6 +100,7 @@ def _why_lost(error: Exception) -> str:
     for mark, words in (
         ("node", "its node died"),
         ("SIGKILL", "its agent was killed"),
+        ("died unexpectedly", "its agent died"),
     ):
         if mark == "node" and ("NODE_DIED" in text or "node was terminated" in text):
             return words

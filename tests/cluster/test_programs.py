@@ -9,7 +9,7 @@ from tests.cluster import programs
 from tests.cluster.programs import HERE, PROGRAMS, ProgramsMissing, build_one
 
 
-def test_every_program_takes_its_version_from_the_one_go_module() -> None:
+def test_every_program_takes_its_version_from_a_go_module() -> None:
     assert PROGRAMS["kubelet"].version == PROGRAMS["kube-apiserver"].version
     assert all(re.fullmatch(r"v\d+\.\d+\.\d+", found.version) for found in PROGRAMS.values())
 

@@ -1,14 +1,17 @@
 """The Dockerfile follows the rules that linters check, and builds what the chart runs."""
 
 import re
+import shutil
 import subprocess
 import sys
-import venv
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.helm.chart import ROOT
+from tests.cluster.machine import wait_until
+from tests.helm.chart import CHART, ROOT
+from tests.helm.conftest import GPU_NODES, Site
 
 FILE = ROOT / "Dockerfile"
 
@@ -94,34 +97,74 @@ def test_what_is_copied_is_there_and_is_let_through() -> None:
                 assert name in allowed, name
 
 
-@pytest.mark.slow
-def test_the_wheel_alone_runs_what_the_chart_runs(tmp_path: Path) -> None:
-    """As the first stage does it: build the wheel of the copied files, install it, run it."""
-    context = tmp_path / "context"
+def unpacked_wheel(folder: Path) -> Path:
+    """As the first stage does it: build the wheel of the copied files alone, and unpack it."""
+    context = folder / "context"
     context.mkdir()
     for word, rest in stages()["wheel"]:
         if word == "COPY":
             for name in rest.split()[:-1]:
                 subprocess.run(["cp", "-a", str(ROOT / name), str(context / name)], check=True)
-    wheels = tmp_path / "wheels"
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation"]
     done = subprocess.run(
-        [*build, "--outdir", str(wheels), str(context)], capture_output=True, text=True
+        [*build, "--outdir", str(folder / "wheels"), str(context)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    (wheel,) = wheels.glob("parctl-*.whl")
-    venv.create(tmp_path / "image", with_pip=False)
-    site = next((tmp_path / "image").glob("lib/python3*/site-packages"))
-    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(wheel), str(site)], check=True)
-    python = tmp_path / "image/bin/python"
+    (wheel,) = (folder / "wheels").glob("parctl-*.whl")
+    unpacked = folder / "packages"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(unpacked)
+    return unpacked
 
-    # the daemon needs the standard library and NVIDIA's bindings; here it stops at its settings
+
+@pytest.mark.slow
+def test_the_wheel_alone_runs_what_the_chart_runs(tmp_path: Path) -> None:
+    """The daemon needs the standard library and NVIDIA's bindings; it stops at its settings."""
+    packages = unpacked_wheel(tmp_path)
+
     said = subprocess.run(
-        [str(python), "-P", "-m", "parctl.cli.discover"],
+        [sys.executable, "-P", "-S", "-m", "parctl.cli.discover"],
         capture_output=True,
         text=True,
-        env={"PATH": "/usr/bin:/bin"},
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(packages)},
         cwd=tmp_path,
     )
+
     assert said.returncode == 2
     assert said.stderr.startswith("error: PARCTL_NODE is not set")
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_the_contents_of_the_image_run_in_the_cluster(site: Site) -> None:
+    """Not the checkout: the wheel as the image has it, laid over the test image's libraries."""
+    folder = site.cluster.machine.folder / "image"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    packages = unpacked_wheel(folder)
+    values = {
+        "discovery": {
+            "extraEnv": [{"name": "PYTHONPATH", "value": "/image"}],
+            "extraVolumes": [{"name": "image", "hostPath": {"path": str(packages)}}],
+            "extraVolumeMounts": [{"name": "image", "mountPath": "/image", "readOnly": True}],
+        }
+    }
+
+    site.install("packed", CHART, values)
+    site.wait_discovery(len(GPU_NODES))
+    pod = site.pods()[0]["metadata"]["name"]
+    where = "import parctl.cli.discover as module; print(module.__file__)"
+    words = ("-n", site.namespace, "exec", pod, "--", "python3", "-P", "-c", where)
+    assert site.cluster.kubectl(*words).strip() == "/image/parctl/cli/discover.py"
+
+    # no node has a driver here, and each says so
+    def told() -> bool:
+        return all(reason(site, node) == "NoDevice" for node in GPU_NODES)
+
+    wait_until(told, seconds=30, what="word of every node")
+
+
+def reason(site: Site, node: str) -> str | None:
+    record = site.record(node)
+    conditions = (record or {}).get("status", {}).get("conditions") or []
+    return next((str(c["reason"]) for c in conditions if c["type"] == "Discovered"), None)

@@ -44,8 +44,7 @@ class Inside:
     @cached_property
     def joined(self) -> Callable[[str], bool]:
         """Which link codes may join the members of a TP group."""
-        allowed = MESH_LINKS | {LinkClass.PCIE} if self.allow_pcie else MESH_LINKS
-        return lambda code: link_class(code) in allowed
+        return _joins_or_is_pcie if self.allow_pcie else _joins
 
     @cached_property
     def largest_mesh(self) -> int:
@@ -109,7 +108,7 @@ class Inside:
     def is_one_mesh(self) -> bool:
         """Whether its devices, the stragglers aside, are joined each with each, not over PCIe."""
         members = self.members(False)
-        full = largest_mesh(self.matrix, lambda code: link_class(code) in MESH_LINKS, members)
+        full = largest_mesh(self.matrix, _joins, members)
         return full == len(members)
 
     def num_meshes(self, size: int) -> int:
@@ -120,7 +119,9 @@ class Inside:
 def inspect(hardware: Hardware, *, allow_pcie: bool) -> Inside:
     """Look at one kind of node through the hard rule."""
     size = range(len(hardware.devices))
-    matrix = tuple(tuple(_code(hardware, i, j) for j in size) for i in size)
+    matrix = hardware.matrix
+    if any(UNKNOWN_CODE in row for row in matrix):
+        matrix = tuple(tuple(_code(hardware, i, j) for j in size) for i in size)
     usable = [i for i in size if not hardware.devices[i].faults]
     cliques = full_mesh_cliques(matrix)
     meshed = [i for members, _ in cliques for i in members if i in set(usable)]
@@ -136,7 +137,8 @@ def inspect(hardware: Hardware, *, allow_pcie: bool) -> Inside:
         hardware=hardware,
         matrix=matrix,
         from_product=matrix != hardware.matrix,
-        guessed=any(matrix[i][j] == UNKNOWN_CODE for i in usable for j in usable),
+        guessed=any(UNKNOWN_CODE in row for row in matrix)
+        and any(matrix[i][j] == UNKNOWN_CODE for i in usable for j in usable),
         usable=tuple(meshed + rest),
         stragglers=tuple(stragglers),
         allow_pcie=allow_pcie,
@@ -160,6 +162,14 @@ def largest_tp(
     in_node = max((inside.largest_mesh for inside in insides.values()), default=0)
     largest = max(in_node, *domains.values()) if domains else in_node
     return max(largest, total) if allow_cross_node_tp else largest
+
+
+def _joins(code: str) -> bool:
+    return link_class(code) in MESH_LINKS
+
+
+def _joins_or_is_pcie(code: str) -> bool:
+    return _joins(code) or link_class(code) is LinkClass.PCIE
 
 
 def _code(hardware: Hardware, i: int, j: int) -> str:

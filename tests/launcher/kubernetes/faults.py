@@ -1,7 +1,8 @@
 """The faults of a run in pods, one after the other, and what is seen of each: rows of a table.
 
-The run is the counting probe. A fault is noticed when `parctl why` says something else than before;
-a step is lost when a rank begins again with a smaller count than it had.
+The run is the counting probe. A fault is noticed when `parctl why` says something else than before,
+or `parctl status` counts a restart; a step is lost when a rank goes on from a smaller count than it
+had.
 """
 
 import re
@@ -28,6 +29,7 @@ class Fault:
     heal: Callable[[Here], None] = lambda here: None
     launch: Mapping[str, Any] = field(default_factory=lambda: {"retries": 1})
     is_noticed: bool = True  # False: the run does not feel it, and nothing is to be said
+    is_the_end: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +104,7 @@ def lose_plan(here: Here, probe: Probe) -> None:
 FAULTS: Sequence[Fault] = (
     Fault(name="rank killed (SIGKILL)", cause=kill_rank),
     Fault(name="the same, coordinator", cause=kill_rank, launch=COORDINATED),
-    Fault(name="the same, RayJob", cause=kill_rank, launch=RAYJOB),
-    Fault(name="rank killed, no retries", cause=kill_rank, launch={}),
+    Fault(name="rank killed, no retries", cause=kill_rank, launch={}, is_the_end=True),
     Fault(name="pod deleted", cause=delete_pod),
     Fault(name="node drained", cause=drain, launch={"placement": {}}),
     Fault(name="node dead for good, coordinator", cause=kill_node, launch=COORDINATED),
@@ -123,7 +124,18 @@ FAULTS: Sequence[Fault] = (
     Fault(name="API server restarted", cause=restart_api_server, is_noticed=False),
     Fault(name="controllers restarted", cause=restart_controllers, is_noticed=False),
     Fault(name="ConfigMap with the plan deleted", cause=lose_plan, is_noticed=False),
+    Fault(name="rank killed, RayJob", cause=kill_rank, launch=RAYJOB),
 )
+
+
+def lost_steps(here: Here, before: Sequence[int]) -> int:
+    """The most that a rank has to count again; ranks say from where they begin."""
+    lost = 0
+    for rank, count in enumerate(before):
+        begins = [int(line.rpartition(" from ")[2]) for line in here.log(rank) if " from " in line]
+        if begins and begins[-1] > 0:  # from 0 they begin the first time
+            lost = max(lost, count - begins[-1])
+    return lost
 
 
 def suffer(here: Here, fault: Fault) -> Row:
@@ -131,21 +143,27 @@ def suffer(here: Here, fault: Fault) -> Row:
     if fault.launch is RAYJOB:
         here.cluster.controllers.ensure("kuberay")
     probe = start_probe(here, **fault.launch)
-    probe.counting(seconds=200)
+    probe.counting(seconds=300)
     here.running()
     before = probe.counts()
     began = time.monotonic()
     fault.cause(here, probe)
     noticed_s, sentence = None, "-"
     if fault.is_noticed:
-        while GOING_ON.search(sentence := here.why().sentence):
+        while GOING_ON.search(sentence := here.why().sentence) and not here.status().restarts:
             assert time.monotonic() < began + NOTICE_S, "nobody has noticed"
             time.sleep(0.1)
         noticed_s = time.monotonic() - began
+        if GOING_ON.search(sentence):  # it was over sooner than one can ask
+            told = [each for each in here.why().evidence if each.startswith("attempt ")]
+            sentence = "; ".join([sentence, *told[-1:]])
     fault.heal(here)
-    if not here.status().state.ended:
-        probe.counting(beyond=max(probe.counts()) + 3, seconds=200)
-    lost = max(max(0, one - now) for one, now in zip(before, probe.counts(), strict=True))
+    if not fault.is_the_end:
+        wait_until(
+            lambda: GOING_ON.search(here.why().sentence), seconds=300, what="the run going on"
+        )
+        probe.counting(beyond=max(probe.counts()) + 3, seconds=300)
+    lost = lost_steps(here, before)
     ended = probe.finish()
     if ended.state == "Failed":
         sentence = here.why().sentence

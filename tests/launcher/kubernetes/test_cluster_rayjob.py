@@ -9,14 +9,14 @@ from tests.launcher.kubernetes.test_cluster_faults import alive
 
 from parctl.launcher.backend import State
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]  # Ray starts three times
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]  # Ray starts three times
 RAYJOB = {"kind": "rayjob"}
 
 
 def test_a_killed_rank_starts_again_and_the_end_frees_the_nodes(here: Here) -> None:
     here.cluster.controllers.ensure("kuberay")
     probe = start_probe(here, retries=1, kubernetes=RAYJOB)
-    before = probe.counting(seconds=200)
+    before = probe.counting(seconds=300)
     running = here.running()
 
     probe.kill_rank(3)
@@ -45,7 +45,7 @@ def test_a_killed_rank_starts_again_and_the_end_frees_the_nodes(here: Here) -> N
 def test_a_cancelled_run_saves_and_leaves_no_pod(here: Here) -> None:
     here.cluster.controllers.ensure("kuberay")
     probe = start_probe(here, kubernetes=RAYJOB)
-    probe.counting(seconds=200)
+    probe.counting(seconds=300)
 
     began = time.monotonic()
     here.ask(lambda backend: backend.cancel("probe-1", grace_s=5))

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,30 @@ def test_a_new_coordinator_goes_on_where_the_one_before_it_was(
     assert job.state is State.SUCCEEDED
     assert job.reports[-1].attempt == 2
     assert "the coordinator was replaced in attempt 1" in job.reports[-1].history
+
+
+def test_ranks_that_end_while_nobody_leads_are_run_again_by_the_next_one(
+    run: Callable[[Any], Coordinated],
+) -> None:
+    job = run(script("import time; time.sleep(2)", SPEC, retries=0))
+    job.start()
+    job.pods.start_all()
+    job.wait_for(lambda report: report.state is State.RUNNING)
+    agents = [pod.process for pod in job.pods.pods.values()]
+    for agent in agents:
+        agent.send_signal(signal.SIGSTOP)  # what the ranks' end makes of them waits with them
+    while processes_with({"TORCHELASTIC_RUN_ID": RUN}):
+        time.sleep(0.05)
+    job.stop = True
+    job.join()  # it has not heard from anybody for too long
+
+    job.start(job.reports[-1])
+    for agent in agents:
+        agent.send_signal(signal.SIGCONT)
+
+    assert job.pods.codes() == [0, 0]
+    job.join()
+    assert job.state is State.SUCCEEDED and job.reports[-1].attempt == 2
 
 
 def _sever(job: Coordinated) -> None:

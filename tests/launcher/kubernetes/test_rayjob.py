@@ -18,6 +18,7 @@ from tests.launcher.kubernetes.cases import TARGET, manifests, plan_of
 
 from parctl.errors import UsageError
 from parctl.launcher.backend import State
+from parctl.launcher.kubernetes.facts import Facts
 from parctl.launcher.kubernetes.objects import RunObjects
 from parctl.launcher.kubernetes.payload import read_payload
 from parctl.launcher.kubernetes.ray_pod import (
@@ -30,6 +31,7 @@ from parctl.launcher.kubernetes.ray_voice import Voice
 from parctl.launcher.kubernetes.render import render
 from parctl.launcher.kubernetes.report import last_report, metrics_rows
 from parctl.launcher.kubernetes.state import status_of
+from parctl.launcher.kubernetes.why import diagnose
 from parctl.launcher.ray.job_log import log_line
 from parctl.recipes.kubernetes_spec import KubernetesSpec
 from parctl.recipes.spec import SecretSpec
@@ -286,6 +288,7 @@ def test_the_head_repeats_what_the_driver_says(tmp_path: Path) -> None:
 def rayjob(**status: Any) -> RunObjects:
     metadata = {
         "name": "a-run",
+        "uid": "1",
         "namespace": "team-a",
         "creationTimestamp": "2026-11-21T12:00:00Z",
         "annotations": {"parctl.dev/num-pods": "2"},
@@ -317,3 +320,35 @@ def test_a_rayjob_that_kuberay_refuses_says_why() -> None:
     assert status.state is State.FAILED and status.verdict is not None
     assert status.verdict.sentence == f"KubeRay does not accept the RayJob: {said}"
     assert "KubeRay 1.6" in str(status.verdict.fix)
+
+
+def test_while_ray_comes_up_nobody_speaks_of_ranks() -> None:
+    run = rayjob(jobDeploymentStatus="Initializing")
+    pods = [
+        {
+            "metadata": {
+                "name": f"a-run-{i}",
+                "uid": f"2{i}",
+                "labels": {"parctl.dev/role": "ranks"},
+            },
+            "spec": {"nodeName": f"gpu-{i}"},
+            "status": {"phase": "Running"},
+        }
+        for i in (1, 2)
+    ]
+    facts = Facts(
+        run=replace(run, pods=pods),
+        report=None,
+        jobs=[],
+        events=[],
+        nodes=None,
+        others=None,
+        queue_entry=None,
+        local_queue=None,
+        cluster_queue=None,
+        has_kueue=False,
+        unread=[],
+        now_unix=time.time(),
+    )
+
+    assert diagnose(facts).sentence.startswith("Ray is coming up in the pods")

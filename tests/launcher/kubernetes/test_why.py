@@ -4,16 +4,19 @@
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.launcher.kubernetes.situations import SITUATIONS
 
+from parctl.launcher.backend import State
 from parctl.launcher.kubernetes.facts import Facts
 from parctl.launcher.kubernetes.objects import RunObjects
-from parctl.launcher.kubernetes.report import read_report
+from parctl.launcher.kubernetes.report import first_report, read_report
 from parctl.launcher.kubernetes.why import diagnose
+from parctl.launcher.verdict import plain_verdict
 
 FOLDER = Path(__file__).parent / "situations"
 
@@ -55,9 +58,18 @@ def test_a_sentence_never_holds_a_python_value() -> None:
 
 def test_what_may_not_be_read_is_said() -> None:
     known = facts("no-gpu-node")
-    from dataclasses import replace
-
     blind = replace(known, nodes=None, unread=["nodes: Kubernetes answers 403 Forbidden: no"])
     diagnosis = diagnose(blind)
     assert "not read: nodes: Kubernetes answers 403 Forbidden: no" in diagnosis.evidence
     assert "amd.com/gpu" in diagnosis.sentence
+
+
+def test_a_run_that_starts_again_says_why_it_had_to() -> None:
+    known = facts("going-on")
+    ended = [{**pod, "status": {"phase": "Failed"}} for pod in known.run.pods]
+    verdict = plain_verdict("rank 3 was killed by SIGKILL", cause="signal SIGKILL", fix=None)
+    again = replace(first_report(), state=State.RESTARTING, verdict=verdict)
+
+    diagnosis = diagnose(replace(known, run=replace(known.run, pods=ended), report=again))
+
+    assert diagnosis.sentence == "the run starts again, since rank 3 was killed by SIGKILL"

@@ -63,8 +63,12 @@ class RayCluster:
         self.nodes[name] = self._order(add=name, **resources)
 
     def kill_raylet(self, name: str) -> None:
-        """As a machine that loses its power: nothing is tidied up."""
+        """As a machine that loses its power: nothing is tidied up.
+
+        It is reaped, since its workers end when it is gone, and a zombie counts as there.
+        """
         os.kill(self.nodes.pop(name)["raylet"], signal.SIGKILL)
+        self._order(reap=name)
 
     def kill_head(self) -> None:
         """End the head with its tables, dashboard and raylet."""
@@ -198,6 +202,9 @@ def _hold(folder: str) -> None:
             nodes[name] = node
             (raylet,) = node.all_processes["raylet"]
             answer = {"id": node.node_id, "raylet": raylet.process.pid}
+        elif "reap" in order:
+            (raylet,) = nodes[order["reap"]].all_processes["raylet"]
+            raylet.process.wait()
         elif "behead" in order:
             cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
         elif "forget" in order:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tests.launcher.ray.bare import RAY, TORCH, bare_python
 from tests.launcher.ray.cluster import RayCluster, start_cluster
+from tests.launcher.ray.outcomes import MATRIX, Outcomes
 
 from parctl.launcher.ray.backend import RayBackend
 
@@ -18,6 +19,20 @@ NODES = {
     # small ones, so that four ranks need two nodes
     **{f"pair-{number}": {"num_gpus": 2, "num_cpus": 4} for number in range(2)},
 }
+OUTCOMES = pytest.StashKey[Outcomes]()
+
+
+@pytest.fixture(scope="session")
+def outcomes(request: pytest.FixtureRequest) -> Outcomes:
+    return request.config.stash.setdefault(OUTCOMES, Outcomes())
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if MATRIX and OUTCOMES in config.stash:
+        terminalreporter.section("what each fault led to")
+        terminalreporter.write("\n".join([*config.stash[OUTCOMES].table(), ""]))
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +62,6 @@ def cluster(
     for run in backend.list():
         if not run.state.ended:
             backend.cancel(run.run_id, grace_s=0)
-        backend.delete(run.run_id)
 
 
 @pytest.fixture

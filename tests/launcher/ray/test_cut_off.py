@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from tests.launcher.ray.bare import RAY, bare_python
 from tests.launcher.ray.cluster import RayCluster, start_cluster
+from tests.launcher.ray.outcomes import Outcomes
 from tests.launcher.ray.runs import (
     SMALL_NODES,
     ended,
@@ -69,12 +70,16 @@ def test_an_upload_that_is_cut_starts_nothing_and_can_be_repeated(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    outcomes: Outcomes,
 ) -> None:
     source, run_id = script(tmp_path, ["/bin/true"], {"dp": 2, "tp": 2}), new_run_id("cut")
     words = ["launch", source, "-b", "ray", "--set", SMALL_NODES, "--run-id", run_id]
 
+    outcomes.begin()
     assert parctl([*words, "--address", cutting]) == 5
     said = capsys.readouterr().err
+    error = next(line for line in said.splitlines() if line.startswith("error: "))
+    outcomes.note("the upload is cut", "exit code 5, the same again runs", error)
     assert "could not be sent: Ray at" in said
     assert run_id not in [run.run_id for run in backend.list()]
 
@@ -100,7 +105,7 @@ def other_cluster(
 
 
 def test_what_a_node_lacks_is_told_and_when_the_head_dies_no_rank_stays(
-    other_cluster: RayCluster, tmp_path: Path
+    other_cluster: RayCluster, tmp_path: Path, outcomes: Outcomes
 ) -> None:
     backend, run_id = RayBackend(), new_run_id("head")
     launch("tiny-llama", "parallelism=TP2+SP+FSDP2", run_id="lacks-1")
@@ -117,8 +122,10 @@ def test_what_a_node_lacks_is_told_and_when_the_head_dies_no_rank_stays(
     launch(script(tmp_path, UP, {"dp": 2, "tp": 2}), run_id=run_id)
     in_state(backend, run_id, State.RUNNING)
     assert len(processes(run_id)) >= 4
+    outcomes.begin()
     other_cluster.kill_head()
 
     until(lambda: not processes(run_id), seconds=60)
-    with pytest.raises(BackendError, match="does not answer"):
+    with pytest.raises(BackendError, match="does not answer") as caught:
         backend.status(run_id)
+    outcomes.note("head: kill -9", "exit code 5", caught.value.message, run_id=run_id)

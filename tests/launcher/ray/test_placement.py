@@ -98,6 +98,24 @@ def test_a_script_is_given_torchruns_variables(
     ]
 
 
+def test_a_working_directory_is_there_on_every_node(backend: RayBackend, tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "word.py").write_text("WORD = 'found'")
+    (code / "show.py").write_text(
+        "import os, word\nimport parctl\nprint(word.WORD, os.environ['PARCTL_NODE'])"
+    )
+    (code / "run.sh").write_text("#!/bin/sh\nexec python3 show.py")
+    (code / "run.sh").chmod(0o755)
+    source = script(tmp_path, ["./run.sh"], {"dp": 2, "tp": 2}, workdir=str(code))
+    launch(source, SMALL_NODES, run_id="code-1")
+
+    assert ended(backend, "code-1").state is State.SUCCEEDED
+    lines = backend.logs("code-1", rank=None, since=None, tail=None, follow=False)
+    said = sorted(line.text for line in lines if line.rank is not None)
+    assert said == ["found pair-0"] * 2 + ["found pair-1"] * 2
+
+
 @pytest.mark.parametrize("number", range(20 if MATRIX else 2))
 def test_ranks_are_exact_beside_another_job_and_on_fragmented_nodes(
     cluster: RayCluster, backend: RayBackend, tmp_path: Path, number: int

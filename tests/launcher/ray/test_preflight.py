@@ -12,11 +12,11 @@ from parctl.launcher.nodes.preflight import Trial, bad_nodes
 from parctl.launcher.ray.backend import RayBackend
 
 
-def trial(*tflops: float, gb_per_s: float = 1.0, first: int = 0) -> Trial:
+def trial(*tflops: float, gb_per_s: float = 1.0, first: int = 0, device: str = "cuda") -> Trial:
+    common = {"gb_per_s": gb_per_s, "right": True, "device": device}
     return Trial(
         measured=[
-            {"rank": first + number, "tflops": rate, "gb_per_s": gb_per_s, "right": True}
-            for number, rate in enumerate(tflops)
+            {"rank": first + number, "tflops": rate, **common} for number, rate in enumerate(tflops)
         ],
         over=True,
     )
@@ -38,6 +38,10 @@ def test_a_node_is_as_slow_as_its_slowest_device() -> None:
 def test_a_slow_exchange_is_told_from_slow_arithmetic() -> None:
     found = judged(a=trial(4, 4), b=trial(4, 4, gb_per_s=0.1, first=2), c=trial(4, 4))
     assert found == {"b": "rank 2 reduces at 0.1 GB/s, half of the nodes reach 1"}
+
+
+def test_cpus_are_not_called_slow_for_what_else_runs_there() -> None:
+    assert judged(a=trial(4, 4, device="cpu"), b=trial(0.1, 4, first=2, device="cpu")) == {}
 
 
 def test_one_node_alone_is_not_called_slow() -> None:

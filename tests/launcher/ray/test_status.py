@@ -98,7 +98,7 @@ def test_a_driver_that_was_killed_said_nothing() -> None:
     status = status_of(dead, DETAILS, where="")
 
     assert status.verdict is not None
-    assert status.verdict.sentence.startswith("the driver was killed while the run was Running")
+    assert status.verdict.sentence == "the driver was killed while the run was Running"
     assert [rank.state for rank in status.ranks] == ["lost"]
     assert status.ended_unix == 140.0
 

@@ -1,15 +1,19 @@
 """Training over several nodes gives the losses of the same recipe on this machine."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.launcher.ray.cluster import RayCluster
+from tests.launcher.ray.outcomes import Outcomes
 from tests.launcher.ray.runs import SMALL_NODES, ended, launch, local_losses, until
 
 from parctl.launcher.backend import State
 from parctl.launcher.ray.backend import RayBackend
+from parctl.launcher.ray.jobs import read_file
+from parctl.launcher.ray.run_files import log_name
 
 SHORT = (
     "train.steps=3",
@@ -52,7 +56,7 @@ def test_the_losses_are_those_of_a_local_run(
 
 
 def test_training_goes_on_with_fewer_nodes_from_the_newest_checkpoint(
-    cluster: RayCluster, backend: RayBackend, tmp_path: Path
+    cluster: RayCluster, backend: RayBackend, tmp_path: Path, outcomes: Outcomes
 ) -> None:
     launch(
         "tiny-llama",
@@ -68,9 +72,11 @@ def test_training_goes_on_with_fewer_nodes_from_the_newest_checkpoint(
         run_id="fewer-1",
     )
     until(lambda: list(tmp_path.glob("saved/step-*")))
+    outcomes.begin()
     cluster.kill_raylet("pair-1")
     try:
         status = ended(backend, "fewer-1")
+        job = backend._find("fewer-1")
     finally:
         cluster.forget("pair-1")
         cluster.add("pair-1", num_gpus=2, num_cpus=4)
@@ -87,4 +93,17 @@ def test_training_goes_on_with_fewer_nodes_from_the_newest_checkpoint(
     saved = f"saved {tmp_path}/saved/step-{again[0] - 1:08d}"
     assert saved in [line.text for line in lines if line.rank == 0]
     said = [line.text for line in lines if line.rank is None]
-    assert "going on with fsdp 1 in place of 2: 1 nodes are there, 2 were planned" in said
+    fewer = "going on with fsdp 1 in place of 2: 1 nodes are there, 2 were planned"
+    assert fewer in said
+    name = log_name("fewer-1", "driver", "metrics.jsonl")
+    told = read_file(backend._dashboard, str(job.driver_node), name)
+    reported = [json.loads(row) for row in (told or "").splitlines()]
+    done = max(row["step"] for row in reported if row["attempt"] == 1)
+    outcomes.note(
+        "raylet: kill -9, the node does not come back",
+        "Succeeded",
+        fewer,
+        run_id="fewer-1",
+        backend=backend,
+        lost=f"{max(0, done - again[0] + 1)}, none of them saved",
+    )

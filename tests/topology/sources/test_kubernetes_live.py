@@ -1,5 +1,6 @@
 """A live Kubernetes cluster: an API server's answers over HTTP, through the real client."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,58 @@ def test_all_pages_slices_and_levels_are_read(
     assert topology.nodes[1].tiers == ("r1",)
     assert topology.source == f"k8s {address}"
     assert {header for _, header in asked} == {"Bearer secret"}
+
+
+RECORD = {
+    "schema": 1,
+    "kind": "gpu",
+    "gpus": [{"index": 0}, {"index": 1}],
+    "links": ["X NV4", "NV4 X"],
+}
+RECORDS = "/apis/parctl.dev/v1alpha1/nodetopologies"
+CONFIG_MAPS = "/api/v1/configmaps"
+
+
+def test_records_are_read_where_the_cluster_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("kubernetes", reason="the package `kubernetes` is not installed")
+    kind = {"apiVersion": "parctl.dev/v1alpha1", "kind": "NodeTopology"}
+    record = {**kind, "metadata": {"name": "n1"}, "spec": RECORD}
+    answers = {"/api/v1/nodes": {"items": [node("n1")]}, RECORDS: {"items": [record]}}
+    with answering(answers) as (address, asked):
+        use_config(tmp_path / "config", address, monkeypatch)
+        topology = discover("kubernetes:lab")
+
+    assert topology.nodes[0].hardware.matrix == (("X", "NV4"), ("NV4", "X"))
+    assert not any("configmaps" in path for path, _ in asked)
+
+
+def test_records_in_config_maps_are_read_where_there_is_no_such_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("kubernetes", reason="the package `kubernetes` is not installed")
+    content = {"node": "n1", "spec": RECORD, "status": {}}
+    labels = {"parctl.dev/node-topology": "true"}
+    wrapped = {"metadata": {"labels": labels}, "data": {"record.json": json.dumps(content)}}
+    answers = {"/api/v1/nodes": {"items": [node("n1")]}, CONFIG_MAPS: {"items": [wrapped]}}
+    with answering(answers) as (address, _):
+        use_config(tmp_path / "config", address, monkeypatch)
+        topology = discover("kubernetes:lab")
+
+    assert topology.nodes[0].hardware.matrix == (("X", "NV4"), ("NV4", "X"))
+
+
+def test_config_maps_that_may_not_be_listed_are_nobodys_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("kubernetes", reason="the package `kubernetes` is not installed")
+    answers: dict[str, Any] = {"/api/v1/nodes": {"items": [node("n1")]}, CONFIG_MAPS: 403}
+    with answering(answers) as (address, _):
+        use_config(tmp_path / "config", address, monkeypatch)
+        topology = discover("kubernetes:lab")
+
+    assert not any("configmaps" in sentence for sentence in topology.unknown)
 
 
 def test_what_may_not_be_listed_is_unknown_and_nodes_are_needed(
