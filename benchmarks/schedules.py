@@ -12,7 +12,6 @@ machine only adds. Goal: a step takes at most 1.10 of its time in theory.
 
 import argparse
 import os
-import socket
 import sys
 import time
 import traceback
@@ -23,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from parctl.launcher.port import hold_port
 from parctl.planner.bubble import timeline
 from parctl.planner.schedules import Kind, action_table, stage_ranks
 from parctl.recipes.loader import load_recipe
@@ -192,10 +192,8 @@ def main() -> None:
     columns = f"{'idle: theory':>14}{'measured':>10}{'s: theory':>10}{'measured':>10}{'ratio':>8}"
     print(f"{'schedule':<24}{'m':>4}{columns}", flush=True)
     for pp in arguments.pp:
-        with socket.socket() as reserved:  # kept, never listening: nobody else is given this port
-            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            reserved.bind(("127.0.0.1", 0))
-            port = reserved.getsockname()[1]
+        with hold_port("127.0.0.1") as held:
+            port = held.getsockname()[1]
             pids = []
             for rank in range(pp):
                 pid = os.fork()

@@ -14,7 +14,6 @@ the rate at which two processes do the row's matrix products alone, measured in 
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -36,6 +35,7 @@ from benchmarks.train_cpu_rank import (
     WARM_UP,
 )
 
+from parctl.launcher.port import hold_port
 from parctl.launcher.verification import cpus
 from parctl.planner.make import make_plan
 from parctl.recipes.loader import load_recipe
@@ -61,10 +61,8 @@ class Speed(NamedTuple):
 
 def run(program: str, form: str, precision: str, picotron: str | None) -> Speed:
     """Run a program once on two ranks."""
-    with TemporaryDirectory(prefix="parctl-bench-") as folder, socket.socket() as reserved:
+    with TemporaryDirectory(prefix="parctl-bench-") as folder, hold_port("127.0.0.1") as held:
         directory = Path(folder)
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.bind(("127.0.0.1", 0))
         if program == "parctl":
             write_plan(directory, form, precision)
         python = sys.executable if program in ("parctl", "matmuls") else str(PEERS)
@@ -85,7 +83,7 @@ def run(program: str, form: str, precision: str, picotron: str | None) -> Speed:
                 "WORLD_SIZE": str(RANKS),
                 "LOCAL_WORLD_SIZE": str(RANKS),
                 "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(reserved.getsockname()[1]),
+                "MASTER_PORT": str(held.getsockname()[1]),
                 "PARCTL_RUN_ID": "bench",
                 "PARCTL_ATTEMPT": "1",
             }

@@ -1,26 +1,29 @@
 """One attempt at a run: start the ranks, watch them, and stop the rest when one fails.
 
-The port of the attempt's store is bound here and kept, never listened on. Rank 0's TCPStore listens
-on the same port (both set SO_REUSEADDR, which Linux allows as long as one of them does not listen),
-and meanwhile the kernel gives that port to nobody else: no race between picking a port and using
-it.
+The port of the attempt's store is held here while rank 0's TCPStore listens on it (see `port`): no
+race between picking a port and using it.
 """
 
 import json
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from parctl.launcher.backend import RankStatus
 from parctl.launcher.children import Children, Exit
 from parctl.launcher.log_files import Arrivals
-from parctl.launcher.processes import Process, descendants, process, processes_of_run
+from parctl.launcher.port import hold_port
+from parctl.launcher.processes import (
+    Process,
+    count_oom_kills,
+    descendants,
+    process,
+    processes_of_run,
+)
 from parctl.launcher.ranks import RankStart, Starter
 from parctl.launcher.run_directory import RunDirectory
 from parctl.launcher.verdict import (
@@ -30,6 +33,7 @@ from parctl.launcher.verdict import (
     classify,
     is_failure,
     signal_name,
+    written_before,
 )
 
 TICK_S = 1.0  # how often log growth is noted
@@ -92,13 +96,11 @@ class Attempt:
         self._asked_unix = float("inf")
 
     def run(self) -> Outcome:
-        started_unix, oom_kills = time.time(), _oom_kills()
+        started_unix, oom_kills = time.time(), count_oom_kills()
         self._run.logs(self._number).mkdir(parents=True, exist_ok=True)
         self._run.error_file(self._number, 0).parent.mkdir(parents=True, exist_ok=True)
         arrivals = Arrivals(self._run, self._number, self._num_ranks)
-        with socket.socket() as store:
-            store.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            store.bind((self._environment["MASTER_ADDR"], 0))
+        with hold_port(self._environment["MASTER_ADDR"]) as store:
             self._start(store.getsockname()[1])
             next_tick = time.monotonic()
             while not self._over():
@@ -121,7 +123,7 @@ class Attempt:
             # who leaves with 0 when told to has been cancelled all the same
             cancelled=self._stops_seen > 0 and bool(self._silent) and not self._has_cause(),
             started_unix=started_unix,
-            oom_kills=_oom_kills() - oom_kills,
+            oom_kills=count_oom_kills() - oom_kills,
         )
 
     def _start(self, port: int) -> None:
@@ -196,7 +198,7 @@ class Attempt:
             return
         self._codes[rank] = exit_.code
         error_file = self._run.error_file(self._number, rank)
-        stopped = self._asked and not _written_before(error_file, self._asked_unix)
+        stopped = self._asked and not written_before(error_file, self._asked_unix)
         if is_failure(exit_.code, stopped=stopped):
             end = RankEnd(
                 rank=rank,
@@ -304,7 +306,7 @@ class Attempt:
                     node=rank["node"],
                     local_rank=rank["local_rank"],
                     pid=member.pid if member else None,
-                    state=_in_words(member, code),
+                    state=state_in_words(started=member is not None, code=code),
                 )
                 for rank, member, code in zip(
                     self._manifest["ranks"], self._processes, self._codes, strict=True
@@ -314,21 +316,8 @@ class Attempt:
         )
 
 
-def _in_words(member: Process | None, code: int | None) -> str:
+def state_in_words(*, started: bool, code: int | None) -> str:
+    """What `parctl status` says of one rank."""
     if code is not None:
         return f"exited {code}" if code >= 0 else f"killed {signal_name(-code)}"
-    return "running" if member else "starting"
-
-
-def _written_before(error_file: Path, time_unix: float) -> bool:
-    """Whether the rank had failed by itself before it was told to stop."""
-    try:
-        return error_file.stat().st_mtime < time_unix
-    except FileNotFoundError:
-        return False
-
-
-def _oom_kills() -> int:
-    """How many processes the kernel has killed for want of memory since boot."""
-    with open("/proc/vmstat", encoding="ascii") as file:
-        return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
+    return "running" if started else "starting"

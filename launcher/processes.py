@@ -163,6 +163,12 @@ def set_name(name: str) -> None:
     _prctl(PR_SET_NAME, name.encode()[:15])
 
 
+def count_oom_kills() -> int:
+    """How many processes the kernel has killed for want of memory since boot."""
+    with open("/proc/vmstat", encoding="ascii") as file:
+        return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
+
+
 def _prctl(option: int, value: int | bytes) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     argument = ctypes.c_char_p(value) if isinstance(value, bytes) else ctypes.c_ulong(value)

@@ -95,6 +95,14 @@ def is_failure(code: int, *, stopped: bool) -> bool:
     return code != 0 and not (stopped and code in (SAVED_CODE, -signal.SIGTERM, -signal.SIGKILL))
 
 
+def written_before(error_file: Path, time_unix: float) -> bool:
+    """Whether the rank had failed by itself before it was told to stop."""
+    try:
+        return error_file.stat().st_mtime < time_unix
+    except FileNotFoundError:
+        return False
+
+
 def classify(end: RankEnd) -> Failure:
     """Find the cause of one rank's end in its signal, its error file and the end of its log."""
     lines = last_lines(end.log, READ_LINES)

@@ -6,8 +6,8 @@ never gets all of it. None means that nobody told us the memory of the devices.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import Field, dataclass, fields
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from parctl.planner.activations import Kind
 
@@ -18,6 +18,8 @@ USABLE_FRACTION = 0.90
 
 class Stage(Protocol):
     """Bytes on each rank of a stage, term by term: a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
     def stage(self) -> int: ...
@@ -66,7 +68,7 @@ class StagedMemory(ABC, Generic[AnyStage]):
             "kind": self.kind,
             **self.own_json(),
             "stages": [
-                {field.name: getattr(stage, field.name) for field in fields(stage)}  # type: ignore[arg-type]
+                {field.name: getattr(stage, field.name) for field in fields(stage)}
                 | {"total": stage.total}
                 for stage in self.stages
             ],

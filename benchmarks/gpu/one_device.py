@@ -7,7 +7,6 @@ first and after the last step that count, so steps may overlap as they do in a r
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from parctl.launcher.port import hold_port
 from parctl.launcher.verification import cpus
 from parctl.planner.make import make_plan
 from parctl.recipes.loader import load_recipe
@@ -54,17 +54,15 @@ class Measured(NamedTuple):
 
 def run(shape: str, *, cluster: str, overrides: Sequence[str] = ()) -> Measured:
     """Train `shape` with a recipe's fields changed, in a process of its own."""
-    with TemporaryDirectory(prefix="parctl-bench-") as folder, socket.socket() as reserved:
+    with TemporaryDirectory(prefix="parctl-bench-") as folder, hold_port("127.0.0.1") as held:
         directory = Path(folder)
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.bind(("127.0.0.1", 0))
         write_plan(directory, shape, cluster, overrides)
         environment = {
             **os.environ,
             **dict.fromkeys(("RANK", "LOCAL_RANK"), "0"),
             **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "1"),
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(reserved.getsockname()[1]),
+            "MASTER_PORT": str(held.getsockname()[1]),
             "PARCTL_RUN_ID": "bench",
             "PARCTL_ATTEMPT": "1",
         }

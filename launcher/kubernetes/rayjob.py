@@ -14,8 +14,6 @@ them what they held; the head stays until the run is deleted, since it has the l
 import json
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import replace
-from typing import Any
 
 from parctl.launcher.kubernetes.coordinator_objects import AWAY_FROM_GPUS
 from parctl.launcher.kubernetes.names import (
@@ -47,11 +45,13 @@ OPERATOR = {"app.kubernetes.io/name": "kuberay-operator"}
 
 def run_file(plan: Plan, spec: KubernetesSpec, run_id: str, *, has_work: bool) -> bytes:
     """What the driver reads beside the plan. `has_work`: `launch.workdir` is sent along."""
-    settings = dict(_manifest(plan, run_id).settings)
+    from parctl.launcher.ray.manifest import given_variables, refuse_reserved, run_settings
+
+    refuse_reserved(given_variables(plan.recipe))
     script = plan.recipe.script
-    settings |= {
-        "plan_hash": plan.hash,
-        "workdir": (script.workdir if script else None) or (WORK if has_work else None),
+    workdir = (script.workdir if script else None) or (WORK if has_work else None)
+    # where checkpoints go has been checked: `checks.check_plan`
+    settings = run_settings(plan, run_id, storage=None, workdir=workdir) | {
         # the values are in the environment of the container already
         "secrets": {name: name for name in plan.recipe.launch.secrets},
         "wait_s": spec.gather_timeout_s,
@@ -64,7 +64,8 @@ def run_file(plan: Plan, spec: KubernetesSpec, run_id: str, *, has_work: bool) -
 
 def rayjob(plan: Plan, spec: KubernetesSpec, run_id: str, template: Object) -> Object:
     """The object that owns the pods, without its metadata. `template`: of a pod with ranks."""
-    request = _manifest(plan, run_id).request
+    from parctl.launcher.ray.manifest import DRIVER_ENVIRONMENT, ENTRYPOINT, job_metadata
+
     workers = _worker(template, own_memory=spec.memory is not None)
     num_ranks, is_gpu = ranks_per_pod(plan), plan.topology.get("kind") == "gpu"
     num_nodes = plan.layout.num_nodes
@@ -78,11 +79,9 @@ def rayjob(plan: Plan, spec: KubernetesSpec, run_id: str, template: Object) -> O
             # KubeRay's own pod for submitting inherits no tolerations, and is one pod more
             "submissionMode": "HTTPMode",
             "jobId": run_id,
-            "entrypoint": request["entrypoint"],
-            "metadata": {**request["metadata"], "parctl_plan": plan.hash},
-            "runtimeEnvYAML": json.dumps(  # JSON is YAML
-                {"env_vars": request["runtime_env"]["env_vars"]}
-            ),
+            "entrypoint": ENTRYPOINT,
+            "metadata": job_metadata(plan),
+            "runtimeEnvYAML": json.dumps({"env_vars": DRIVER_ENVIRONMENT}),  # JSON is YAML
             "backoffLimit": 0,  # retries are counted by the driver
             # may be suspended, as `parctl cancel` and Kueue do, only if it is shut down at its end;
             # of the two ways to say what that means, the newer one excludes this
@@ -114,19 +113,6 @@ def operator_may_enter() -> Object:
     """Of a NetworkPolicy: KubeRay submits the job and asks how it is by the dashboard."""
     operator = {"namespaceSelector": {}, "podSelector": {"matchLabels": OPERATOR}}
     return {"from": [operator], "ports": [{"port": DASHBOARD_PORT, "protocol": "TCP"}]}
-
-
-def _manifest(plan: Plan, run_id: str) -> Any:
-    """What the Ray back end would send, but for what travels otherwise to pods."""
-    from parctl.launcher.ray.manifest import ray_manifest
-
-    recipe = plan.recipe
-    script = replace(recipe.script, workdir=None) if recipe.script else None
-    launch = replace(recipe.launch, secrets={}, workdir=None)
-    bare = replace(plan, recipe=replace(recipe, script=script, launch=launch))
-    # where checkpoints go has been checked: `checks.check_plan`
-    shared = replace(bare, recipe=replace(bare.recipe, checkpoint=None))
-    return ray_manifest(shared, run_id, storage=None)
 
 
 def _worker(template: Object, *, own_memory: bool) -> Object:

@@ -16,12 +16,13 @@ from parctl.launcher.attempt import (
     SETTLE_S,
     VICTIM_GRACE_S,
     Outcome,
+    state_in_words,
 )
 from parctl.launcher.backend import RankStatus
 from parctl.launcher.nodes.environment import rank_environments, ranks_by_node
 from parctl.launcher.nodes.team import Team
 from parctl.launcher.run_directory import RunDirectory
-from parctl.launcher.verdict import Failure, Kind, RankEnd, signal_name
+from parctl.launcher.verdict import Failure, Kind, RankEnd
 from parctl.planner.plan import Plan
 
 TICK_S = 0.25
@@ -233,17 +234,13 @@ class NodesAttempt:
                 node=slot.node,
                 local_rank=slot.local_rank,
                 pid=self._pids.get(slot.rank),
-                state=_in_words(self._pids.get(slot.rank), self._codes.get(slot.rank)),
+                state=state_in_words(
+                    started=slot.rank in self._pids, code=self._codes.get(slot.rank)
+                ),
             )
             for slot in self._layout.slots
         )
         self._changed(ranks, len(self._pids) == len(ranks))
-
-
-def _in_words(pid: int | None, code: int | None) -> str:
-    if code is not None:
-        return f"exited {code}" if code >= 0 else f"killed {signal_name(-code)}"
-    return "starting" if pid is None else "running"
 
 
 def _range(ranks: list[int]) -> str:

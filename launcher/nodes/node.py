@@ -24,11 +24,12 @@ from socket import socket
 from typing import Any
 
 from parctl.launcher.children import Children, Exit
-from parctl.launcher.nodes.port import hold_port
 from parctl.launcher.nodes.tail import Tail
+from parctl.launcher.port import hold_port
 from parctl.launcher.processes import (
     Process,
     adopt_orphans,
+    count_oom_kills,
     descendants,
     process,
     processes_with,
@@ -36,7 +37,7 @@ from parctl.launcher.processes import (
 )
 from parctl.launcher.ranks import CommandStarter, ForkStarter, RankStart, Starter
 from parctl.launcher.run_directory import RunDirectory, write_whole
-from parctl.launcher.verdict import RankEnd, classify, is_failure
+from parctl.launcher.verdict import RankEnd, classify, is_failure, written_before
 
 SILENT_S = 20.0  # while there are ranks
 IDLE_S = 180.0  # before there are: the driver waits for other nodes to get ready
@@ -79,7 +80,7 @@ class NodeProcess:
         self._leads = False  # whether rank 0 is here
         self._asked_unix: float | None = None
         self._kill_at: float | None = None
-        self._started_oom = _oom_kills()
+        self._started_oom = count_oom_kills()
 
     def run(self) -> None:
         while not (self._leave and not self._ranks):
@@ -243,7 +244,7 @@ class NodeProcess:
             return
         self._codes[rank] = exit_.code
         error_file = self._run.error_file(self._attempt, rank)
-        stopped = self._asked_unix is not None and not _written_before(error_file, self._asked_unix)
+        stopped = self._asked_unix is not None and not written_before(error_file, self._asked_unix)
         end: dict[str, Any] = {
             "rank": rank,
             "code": exit_.code,
@@ -290,7 +291,7 @@ class NodeProcess:
             if path.exists():
                 flights[rank] = path.read_text(encoding="utf-8", errors="replace")
         self._unbind()
-        oom_kills = _oom_kills() - self._started_oom
+        oom_kills = count_oom_kills() - self._started_oom
         self._clear()
         self._tell(over={"flights": flights, "oom_kills": oom_kills})
 
@@ -354,20 +355,6 @@ class NodeProcess:
             sys.stdout.flush()
         except OSError:
             self._be_alone("the agent is gone")
-
-
-def _written_before(error_file: Path, time_unix: float) -> bool:
-    """Whether the rank had failed by itself before it was told to stop."""
-    try:
-        return error_file.stat().st_mtime < time_unix
-    except FileNotFoundError:
-        return False
-
-
-def _oom_kills() -> int:
-    """How many processes the kernel has killed for want of memory since boot."""
-    with open("/proc/vmstat", encoding="ascii") as file:
-        return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ are named, never read: a job's environment can be seen by whoever may list jobs.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ SCHEMA = 1
 ENTRYPOINT = "exec python3 -P -m parctl.launcher.ray.driver"
 # Ray kills a driver so many seconds after it was told to stop; the driver itself decides sooner
 STOP_WAIT_S = 24 * 3600
+DRIVER_ENVIRONMENT = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,20 +52,20 @@ class RayManifest:
 def ray_manifest(plan: Plan, run_id: str, *, storage: str | None, owner: str = "") -> RayManifest:
     """Make all that is sent. UsageError: the recipe asks for what Ray cannot give."""
     recipe = plan.recipe
-    _refuse_reserved(recipe)
+    refuse_reserved([*given_variables(recipe), *recipe.launch.secrets])
     _refuse_secrets(recipe)
     _refuse_unshared(plan, storage)
     workdir = recipe.launch.workdir or (recipe.script.workdir if recipe.script else None)
     # a directory that is not here is one of the nodes' own
     shipped = workdir is not None and Path(workdir).is_dir()
-    settings = _settings(plan, run_id, storage=storage, workdir=SHIPPED if shipped else workdir)
+    settings = run_settings(plan, run_id, storage=storage, workdir=SHIPPED if shipped else workdir)
     packages = [
         parctl_package(),
         run_package(json.dumps(plan.to_json()), json.dumps(settings)),
     ]
     environment: dict[str, Any] = {
         "py_modules": [package.uri for package in packages],
-        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+        "env_vars": DRIVER_ENVIRONMENT,
     }
     if shipped:
         packages.append(workdir_package(Path(str(workdir))))
@@ -73,19 +74,26 @@ def ray_manifest(plan: Plan, run_id: str, *, storage: str | None, owner: str = "
         "entrypoint": ENTRYPOINT,
         "submission_id": run_id,
         "runtime_env": environment,
-        "metadata": {
-            "name": recipe.name,
-            PLAN_KEY: plan.hash,
-            STEPS_KEY: str(recipe.train.steps) if recipe.train else "",
-            OWNER_KEY: owner,
-        },
+        "metadata": job_metadata(plan, owner),
     }
     return RayManifest(settings=settings, request=request, packages=tuple(packages))
 
 
-def _settings(
+def job_metadata(plan: Plan, owner: str = "") -> dict[str, str]:
+    """What Ray's job table says of a run."""
+    train = plan.recipe.train
+    return {
+        "name": plan.recipe.name,
+        PLAN_KEY: plan.hash,
+        STEPS_KEY: str(train.steps) if train else "",
+        OWNER_KEY: owner,
+    }
+
+
+def run_settings(
     plan: Plan, run_id: str, *, storage: str | None, workdir: str | None
 ) -> dict[str, Any]:
+    """What the driver reads beside the plan."""
     recipe = plan.recipe
     return {
         "schema": SCHEMA,
@@ -110,8 +118,7 @@ def _settings(
         "env": {
             # Ray gives every worker as many threads as its actor has CPUs, and all ranks share one
             "OMP_NUM_THREADS": "1",
-            **recipe.launch.env,
-            **(recipe.script.env if recipe.script else {}),
+            **given_variables(recipe),
         },
         "env_defaults": dict(ENVIRONMENT_DEFAULTS),
         "at_start": dict(AT_START),
@@ -120,9 +127,14 @@ def _settings(
     }
 
 
-def _refuse_reserved(recipe: Recipe) -> None:
-    given = [*recipe.launch.env, *(recipe.script.env if recipe.script else ())]
-    taken = [name for name in (*given, *recipe.launch.secrets) if name in RESERVED]
+def given_variables(recipe: Recipe) -> dict[str, str]:
+    """The variables that a recipe sets itself."""
+    return {**recipe.launch.env, **(recipe.script.env if recipe.script else {})}
+
+
+def refuse_reserved(given: Iterable[str]) -> None:
+    """Raise UsageError for variables that parctl sets itself."""
+    taken = [name for name in given if name in RESERVED]
     # the two that parctl only proposes
     taken = [name for name in taken if not name.endswith("_SOCKET_IFNAME")]
     if taken:

@@ -25,7 +25,7 @@ from parctl.recipes.spec import ParallelismSpec
 from parctl.runtime.model.attention import Kernel, LocalKernel, SelfAttention
 from parctl.runtime.model.sequence import WHOLE, SequencePart
 from parctl.runtime.model.transformer import Transformer
-from parctl.runtime.parallel.collectives import SwapRows
+from parctl.runtime.parallel.collectives import swap_rows
 from parctl.runtime.parallel.ring_attention import RingKernel
 
 functional = torch.ops._c10d_functional
@@ -98,5 +98,4 @@ class UlyssesKernel(LocalKernel):
 def swap(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Send `x[i]` to rank i, and put what comes from rank i there."""
     ones = [1] * group.size()
-    result: Tensor = SwapRows.apply(x, ones, ones, group)  # type: ignore[no-untyped-call]
-    return result
+    return swap_rows(x, ones, ones, group)

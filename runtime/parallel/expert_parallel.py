@@ -49,10 +49,10 @@ from parctl.runtime.parallel.collectives import (
     Reduce,
     Scatter,
     Split,
-    SwapRows,
     all_gather_tokens,
     all_to_all_rows,
     own_tokens,
+    swap_rows,
 )
 from parctl.runtime.parallel.context_parallel import sequence_part
 from parctl.runtime.parallel.mesh import RankMesh
@@ -219,7 +219,7 @@ def send_to_experts(
     each = [1] * ep.size()
     theirs_PE = all_to_all_rows(counts_PE, each, each, ep)
     send, receive = torch.stack((counts_PE.sum(dim=1), theirs_PE.sum(dim=1))).tolist()
-    swapped_RD = swap(x_TD.index_select(0, tokens_R[: sum(send)]), send, receive, ep)
+    swapped_RD = swap_rows(x_TD.index_select(0, tokens_R[: sum(send)]), send, receive, ep)
     # sorted by rank, then expert; experts want all their rows together
     num_ranks, num_experts = theirs_PE.shape
     owners = torch.arange(num_experts, device=x_TD.device).repeat(num_ranks)
@@ -227,12 +227,7 @@ def send_to_experts(
         stable=True
     )
     answers_RD = experts(swapped_RD.index_select(0, order), theirs_PE.sum(dim=0))
-    return swap(place_rows(answers_RD, order, len(order)), receive, send, ep)
-
-
-def swap(x_RD: Tensor, send: list[int], receive: list[int], group: dist.ProcessGroup) -> Tensor:
-    result: Tensor = SwapRows.apply(x_RD, send, receive, group)  # type: ignore[no-untyped-call]
-    return result
+    return swap_rows(place_rows(answers_RD, order, len(order)), receive, send, ep)
 
 
 Placing = Callable[[nn.Parameter], Shard | ShardPlacementResult | None]

@@ -46,10 +46,11 @@ def lead(engine: Engine, link: Link, leaders: Leaders, *, stop: Callable[[], boo
             emitted = engine.step()
             next_beat = now + beat_s
         # who has had the last token, or is the first to ask, finds figures that say so
-        turned, was_busy = was_busy != (engine.unfinished() > 0), engine.unfinished() > 0
-        if (turned or now >= next_stats) and not closing:
+        is_busy = engine.unfinished() > 0
+        if (is_busy != was_busy or now >= next_stats) and not closing:
             link.say("stats", asdict(engine.stats()))
             next_stats = now + STATS_S
+        was_busy = is_busy
         link.tokens(emitted)
         if stepped and leaders.together and leaders.all_through(closing):
             break

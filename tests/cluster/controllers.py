@@ -10,6 +10,7 @@ import http.client
 import json
 import shutil
 import signal
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,17 +174,27 @@ class Controllers:
         }
 
     def wait_ready(self, controller: Controller) -> None:
+        """Wait for the controller to be ready and, where it is configured with webhooks, for those.
+
+        Not every controller's readiness waits for its webhooks (LeaderWorkerSet's does not), and
+        the API server refuses what a webhook that is not there should have seen.
+        """
+
         def ready() -> bool:
             self.machine.must_live(controller.name)
             path = "/healthz" if controller.configuration is None else "/readyz"
             connection = http.client.HTTPConnection("127.0.0.1", controller.health_port, timeout=2)
             try:
                 connection.request("GET", path)
-                return connection.getresponse().status == 200
+                if connection.getresponse().status != 200:
+                    return False
+                if controller.configuration is not None:
+                    socket.create_connection(("127.0.0.1", controller.port), timeout=2).close()
             except OSError:
                 return False
             finally:
                 connection.close()
+            return True
 
         wait_until(ready, seconds=60, what=f"controller {controller.name} ready")
 

@@ -4,12 +4,8 @@ import json
 import os
 import re
 import signal
-import socket
 import time
-from datetime import timedelta
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.launcher.runs import BACKEND, directory, launch, left, log, pid_of, run, until
@@ -153,23 +149,3 @@ def test_a_fork_server_that_cannot_import_says_why(
     assert status.verdict.sentence == (
         "the ranks could not be started: ImportError: libcudart.so.13 is gone"
     )
-
-
-def test_nobody_else_gets_the_kept_port_and_the_store_of_torch_does() -> None:
-    new_store: Any = import_module("torch.distributed").TCPStore
-    with socket.socket() as kept:
-        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        kept.bind(("127.0.0.1", 0))
-        port = kept.getsockname()[1]
-        for round_ in range(40_000):  # more than there are ports to choose from
-            with socket.socket() as other:
-                if round_ % 2:
-                    other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                other.bind(("127.0.0.1" if round_ % 3 else "", 0))
-                assert other.getsockname()[1] != port
-        timeout = timedelta(seconds=10)
-        store = new_store("127.0.0.1", port, 2, True, timeout, wait_for_workers=False)
-        client = new_store("127.0.0.1", port, 2, False, timeout)
-        store.set("key", "value")
-        assert store.libuvBackend
-        assert client.get("key") == b"value"

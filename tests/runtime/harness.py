@@ -10,12 +10,10 @@ import json
 import os
 import pickle
 import signal
-import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +21,7 @@ from typing import Any, NoReturn
 import torch
 from tests.runtime.standing import Crew
 
+from parctl.launcher.port import hold_port
 from parctl.planner.plan import Plan
 from parctl.runtime.worker import run_rank
 
@@ -53,7 +52,8 @@ def fork_ranks(
     `while_running` is called once with the pids, for tests that send signals.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with reserved_port() as port:
+    with hold_port("127.0.0.1") as held:
+        port = held.getsockname()[1]
         pids = []
         for rank in range(world_size):
             sys.stdout.flush()
@@ -68,15 +68,6 @@ def fork_ranks(
             while_running(pids)
         codes = wait(pids, timeout_s)
     return [read_result(rank, code, directory) for rank, code in enumerate(codes)]
-
-
-@contextmanager
-def reserved_port() -> Iterator[int]:
-    """Bind a port and never listen there: nobody else is given it, and rank 0 still may."""
-    with socket.socket() as reserved:
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.bind(("127.0.0.1", 0))
-        yield reserved.getsockname()[1]
 
 
 def rank_environment(rank: int, world_size: int, port: int, directory: Path) -> dict[str, str]:
@@ -203,7 +194,8 @@ def run_on_crew(plan: Plan, run_dir: Path, timeout_s: float = 60.0) -> list[int]
     world_size = plan.layout.world_size
     if world_size not in CREWS:
         CREWS[world_size] = Crew(world_size)
-    with reserved_port() as port:
+    with hold_port("127.0.0.1") as held:
+        port = held.getsockname()[1]
         # in the order of the layout: a process has the same rank of torch's in every run
         environments = [
             rank_environment(rank, world_size, port, run_dir) for rank in plan.layout.ranks

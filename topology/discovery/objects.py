@@ -5,7 +5,7 @@ have that kind, it is a ConfigMap in the daemon's own namespace, and goes with t
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from parctl.topology.discovery.conditions import HEALTHY, Change, Condition, status_of
@@ -105,14 +105,11 @@ def labels_of(record: Record) -> dict[str, str]:
 def own_labels(labels: Mapping[str, str], node: Mapping[str, Any], manager: str) -> dict[str, str]:
     """Those of the labels that nobody else has on the node."""
     present = node["metadata"].get("labels") or {}
-    others: set[str] = set()
-    for entry in node["metadata"].get("managedFields") or ():
-        if entry.get("manager") != manager:
-            fields = entry.get("fieldsV1", {}).get("f:metadata", {}).get("f:labels", {})
-            others |= {key.removeprefix("f:") for key in fields}
+    by_manager = list(_managed_labels(node))
+    others = {label for who, label in by_manager if who != manager}
+    mine = {label for who, label in by_manager if who == manager}
     ours = {key: value for key, value in labels.items() if key not in others}
     # a label of unknown origin is somebody's too, unless we are on record for it
-    mine = _managed_labels(node, manager)
     return {key: value for key, value in ours.items() if key not in present or key in mine}
 
 
@@ -135,13 +132,12 @@ def _plain(taints: list[Object]) -> set[tuple[Any, ...]]:
     return {(taint.get("key"), taint.get("value"), taint.get("effect")) for taint in taints}
 
 
-def _managed_labels(node: Mapping[str, Any], manager: str) -> set[str]:
-    mine: set[str] = set()
+def _managed_labels(node: Mapping[str, Any]) -> Iterator[tuple[str | None, str]]:
+    """Who is on record for which label."""
     for entry in node["metadata"].get("managedFields") or ():
-        if entry.get("manager") == manager:
-            fields = entry.get("fieldsV1", {}).get("f:metadata", {}).get("f:labels", {})
-            mine |= {key.removeprefix("f:") for key in fields}
-    return mine
+        fields = entry.get("fieldsV1", {}).get("f:metadata", {}).get("f:labels", {})
+        for key in fields:
+            yield entry.get("manager"), key.removeprefix("f:")
 
 
 def _nvlink(record: Record) -> str:

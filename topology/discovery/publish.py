@@ -8,7 +8,7 @@ the node that they were read from.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
@@ -118,11 +118,6 @@ def recall(api: Api, target: Target) -> Published:
         raise
     conditions = (found.get("status") or {}).get("conditions") or ()
     return Published(record=found.get("spec") or {}, conditions=tuple(conditions))
-
-
-def forget_time(published: Published) -> Published:
-    """The same, to be told again at the next reading."""
-    return replace(published, at_s=-REFRESH_S)
 
 
 def _apply_config_map(api: Api, target: Target, record: Record, status: Object) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from tests.launcher.kubernetes.cases import TARGET, plan_of
+from tests.launcher.kubernetes.coordinated import Coordinated, coordinated
 from tests.launcher.kubernetes.pods import RUN, Pods
-from tests.launcher.kubernetes.test_coordinator import Coordinated
 from tests.launcher.kubernetes.test_pod import SAYS, script
 
 from parctl.errors import UsageError
@@ -95,18 +95,8 @@ COORDINATED = KubernetesSpec(
 
 @pytest.fixture
 def job(tmp_path: Path) -> Iterator[Callable[[Plan], Coordinated]]:
-    made: list[Coordinated] = []
-
-    def make(plan: Plan) -> Coordinated:
-        made.append(Coordinated(plan, tmp_path / "run"))
-        made[-1].pods.nodes = ("node-0", "node-1")
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.stop = True
-        each.pods.end()
-        each.join()
+    with coordinated(tmp_path / "run", ("node-0", "node-1")) as make:
+        yield make
 
 
 def test_training_goes_on_with_the_pods_that_are_left(

@@ -10,9 +10,9 @@ from tests.topology.discovery.nodes import DEAD_LINK, ECC, node, reading
 
 from parctl.topology.discovery.publish import (
     MANAGER,
+    REFRESH_S,
     Published,
     Target,
-    forget_time,
     publish,
     recall,
 )
@@ -68,7 +68,7 @@ def test_the_same_reading_again_asks_the_cluster_nothing() -> None:
 
 def test_after_an_hour_the_same_is_told_again() -> None:
     cluster = Cluster()
-    before = forget_time(told(cluster, reading()))
+    before = replace(told(cluster, reading()), at_s=-REFRESH_S)
     cluster.asked.clear()
 
     told(cluster, reading(), before)
