@@ -39,14 +39,18 @@ def prepared_launch(
     `cluster` is planned for in place of the back end's own.
     """
     with ExitStack() as undone:
-        local = LocalBackend() if ahead and backend in (None, "local") else None
-        if local:  # likely, and known for sure only once the recipe is read
+        likely = resolve_context(backend=backend, recipe_backend=None).backend
+        local = LocalBackend() if ahead and likely == "local" else None
+        if local:  # known for sure only once the recipe is read
             undone.enter_context(local.standby())
         from parctl.recipes.loader import load_recipe
 
         recipe = load_recipe(source, overrides)
         chosen = resolve_context(backend=backend, recipe_backend=recipe.launch.backend)
-        owner = local if local and chosen.backend == "local" else get_backend(chosen.backend)
+        if chosen.backend != likely:
+            undone.close()
+            local = None
+        owner = local or get_backend(chosen.backend)
         chosen_id = check_run_id(run_id or new_run_id(recipe.name))
         if ahead:
             undone.enter_context(owner.head_start(recipe, chosen_id))

@@ -28,7 +28,7 @@ from parctl.launcher.backend import (
     State,
 )
 from parctl.launcher.guard import GRACE_S, bury, declared_dead, owner_alive
-from parctl.launcher.handover import hand_over, spawn_supervisor, tell_run
+from parctl.launcher.handover import hand_over, spawn_supervisor, tell_it_is_alone
 from parctl.launcher.local_manifest import local_document
 from parctl.launcher.log_files import follow_logs, read_logs
 from parctl.launcher.metrics import last_step, read_metrics
@@ -55,50 +55,34 @@ class LocalBackend:
 
     def __init__(self) -> None:
         self._supervisor: subprocess.Popen[bytes] | None = None  # one that awaits its run
-        self._told = False  # which run that is
 
     @contextmanager
     def standby(self) -> Iterator[None]:
         """Start a supervisor before the recipe is read, for whichever run is then submitted.
 
-        Nothing stays of it when none is submitted inside the `with`.
+        It has torch imported meanwhile. Nothing stays of it when none is submitted inside the
+        `with`.
         """
         with suppress(OSError):  # `submit` tries again
-            self._supervisor = spawn_supervisor()
+            self._supervisor = spawn_supervisor(ahead=find_spec("torch") is not None)
         try:
             yield
         finally:
-            self._dismiss()
+            if self._supervisor is not None:
+                self._supervisor.communicate()  # closes its stdin: it leaves
+                self._supervisor = None
 
     @contextmanager
     def head_start(self, recipe: Recipe, run_id: str) -> Iterator[None]:
-        """Have the supervisor import torch while the plan is still being made.
+        """Go on with what `standby` began, unless the recipe has ranks of another kind."""
+        self._drop_fork_server(recipe)
+        yield
 
-        Nothing stays of it when no run of that id is submitted inside the `with`.
-        """
-        run = RunDirectory(runs_root() / run_id)
-        # torch is to be imported in the environment of the ranks, so only where that is known
-        plain = recipe.script is None and not recipe.launch.env and not recipe.launch.secrets
-        if plain and find_spec("torch") is not None and not run.path.exists():
-            with suppress(OSError):  # `submit` will say what is wrong with the directory
-                run.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self._supervisor = self._supervisor or spawn_supervisor()
-                tell_run(self._supervisor, run, ahead=True)
-                self._told = True
-        try:
-            yield
-        finally:
-            self._dismiss()
-
-    def _dismiss(self) -> None:
-        """Let go of a supervisor that got no run."""
-        supervisor, told = self._supervisor, self._told
-        self._supervisor, self._told = None, False
-        if supervisor is None:
-            return
-        if not told:
-            supervisor.kill()  # it may not listen yet, and has nothing to put in order
-        supervisor.communicate()  # closes its stdin: it leaves
+    def _drop_fork_server(self, recipe: Recipe) -> None:
+        """Torch is imported in the environment of the ranks, or for nothing."""
+        launch = recipe.launch
+        if self._supervisor and (recipe.script is not None or launch.env or launch.secrets):
+            tell_it_is_alone(self._supervisor)
 
     def render(self, plan: Plan, run_id: str, topology: Topology | None = None) -> Manifests:
         document = local_document(plan, check_run_id(run_id))
@@ -130,10 +114,8 @@ class LocalBackend:
                 hint="XDG_STATE_HOME says where runs are kept",
             ) from error
         if created:
-            supervisor, told = self._supervisor or spawn_supervisor(), self._told
-            self._supervisor, self._told = None, False
-            if not told:
-                tell_run(supervisor, run, ahead=False)
+            self._drop_fork_server(recipe)
+            supervisor, self._supervisor = self._supervisor or spawn_supervisor(), None
             try:
                 hand_over(run, supervisor)
             except KeyboardInterrupt:  # nobody has been told that there is such a run

@@ -92,6 +92,21 @@ def processes_of_run(run_id: str, run_dir: Path) -> list[Process]:
     return processes_with({"PARCTL_RUN_ID": run_id, "PARCTL_RUN_DIR": str(run_dir)})
 
 
+def take_marks(marks: Mapping[str, str]) -> None:
+    """Write variables over the longer ones that this program was started with, for /proc to show.
+
+    /proc shows the environment of a program from where it lay in memory at the start, so it shows
+    what is written there, in this process and in those that it forks.
+    """
+    find = ctypes.CDLL(None).getenv
+    find.restype = ctypes.c_void_p
+    for name, value in marks.items():
+        place, new = find(name.encode()), os.fsencode(value)
+        room = len(ctypes.string_at(place))
+        assert len(new) <= room, (name, value)
+        ctypes.memmove(place, new.ljust(room, b"\0"), room)
+
+
 def processes_with(variables: Mapping[str, str]) -> list[Process]:
     """Return this user's living processes with these in their environment, as above."""
     marks = [f"{name}={value}\0".encode() for name, value in variables.items()]

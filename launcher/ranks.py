@@ -91,20 +91,26 @@ class ForkStarter:
     """Starts ranks through `parctl.runtime.forkserver`, which lives as long as the run.
 
     The process is started at once, so that it imports torch while the supervisor still prepares the
-    attempt.
+    attempt, or while nobody knows the run yet: `take_run` then tells it later.
     """
 
     def __init__(
-        self, environment: Mapping[str, str], *, plan: Path, run_dir: Path, log: Path
+        self,
+        environment: Mapping[str, str],
+        *,
+        log: Path,
+        plan: Path | None = None,
+        run_dir: Path | None = None,
     ) -> None:
         orders_read, orders_write = os.pipe()
         news_read, news_write = os.pipe()
         self.fd: int | None = news_read
         self.usable = True
-        self._log = log
+        self._log, self._plan, self._run_dir = log, plan, run_dir
+        self._marks: Mapping[str, str] = {}
         with log.open("ab") as output:
             self._server = subprocess.Popen(
-                [sys.executable, "-P", "-m", "parctl.runtime.forkserver", str(plan), str(run_dir)],
+                [sys.executable, "-P", "-m", "parctl.runtime.forkserver"],
                 # one BLAS thread: a process with threads cannot fork safely
                 env={**environment, "OPENBLAS_NUM_THREADS": "1"},
                 stdin=orders_read,
@@ -124,18 +130,33 @@ class ForkStarter:
 
     def start(self, ranks: Sequence[RankStart]) -> None:
         """Order the ranks; if the fork server has gone, its exit says so."""
-        order = [
-            {"rank": rank.rank, "environment": dict(rank.environment), "log": str(rank.log)}
-            for rank in ranks
-        ]
+        order = {
+            "plan": str(self._plan),
+            "run_dir": str(self._run_dir),
+            "marks": self._marks,
+            "ranks": [
+                {"rank": rank.rank, "environment": dict(rank.environment), "log": str(rank.log)}
+                for rank in ranks
+            ],
+        }
+        self._marks = {}
         self._waiting = {rank.rank for rank in ranks}
         with suppress(BrokenPipeError):
             self._orders.write(json.dumps(order) + "\n")
             self._orders.flush()
 
-    def move_log(self, path: Path) -> None:
-        self._log.rename(path)
-        self._log = path
+    def take_run(self, *, plan: Path, run_dir: Path, log: Path, marks: Mapping[str, str]) -> None:
+        """Have a fork server that was started for no run yet serve this one."""
+        self._plan, self._run_dir, self._marks = plan, run_dir, marks
+        self._log.rename(log)
+        self._log = log
+
+    def abandon(self) -> None:
+        """End a fork server that was started for no run, with its log."""
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        self._log.unlink()
+        self.close()
 
     def started(self) -> Iterator[Started]:
         for news in self._read():

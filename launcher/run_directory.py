@@ -98,11 +98,6 @@ class RunDirectory:
     def forkserver_log(self) -> Path:
         return self.path / "logs" / "forkserver.log"
 
-    @property
-    def ahead_log(self) -> Path:
-        """Where a supervisor writes that was started before there is a run directory."""
-        return self.path.with_name(f".ahead-{self.run_id}.log")
-
     def logs(self, attempt: int) -> Path:
         return self.path / "logs" / f"attempt-{attempt}"
 
@@ -169,6 +164,11 @@ def runs_root() -> Path:
     if not state_home.is_absolute():
         state_home = home() / ".local" / "state"
     return state_home / "parctl" / "runs"
+
+
+def ahead_log() -> Path:
+    """A file for what is started before there is a run directory to write in."""
+    return runs_root() / f".ahead-{os.getpid()}-{os.urandom(4).hex()}.log"
 
 
 def run_directories() -> list[RunDirectory]:

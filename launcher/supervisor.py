@@ -3,8 +3,9 @@
 It is detached from the launcher and its terminal, has one thread, and imports the standard library,
 parctl's plain values and the YAML reader, nothing else. Its own death is seen to by the guard.
 
-The launcher starts it before it has read the recipe, and tells it the run when it knows it; so it
-imports first what starts the fork server, and the rest of itself while that imports torch.
+The launcher starts it before it has read the recipe, and tells it the run when there is one. The
+run will most likely train, so it starts the fork server first, and imports the rest of itself while
+that imports torch.
 
 ::
 
@@ -14,32 +15,33 @@ imports first what starts the fork server, and the rest of itself while that imp
                                       +-- fork server        (training)
                                       +-- rank 0, rank 1, ...
 
-On stdin comes one line, `{"run_dir", "log", "fork_server": {"environment", "plan"} | null}`. With a
-fork server the run directory is still to come, and one byte more says that it is there. The end of
-stdin before that is the end.
+On stdin come JSON lines, the last of them with the run; the end of stdin before that is the end::
+
+    {"log": FILE, "environment": {...}}   start a fork server; FILE is for both until there is a run
+    {"alone": true}                       the run, if one comes, needs none
+    {"run_dir": DIRECTORY}
 """
 
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from parctl.launcher.children import Children
 from parctl.launcher.processes import adopt_orphans, set_name
 from parctl.launcher.ranks import ForkStarter
 
 READY = b"."
-GO = b"."  # the launcher has submitted the run
 
 
 def main() -> None:
-    """Detach, take the run over from the launcher, and see it to its end."""
-    line = _read_line()
-    if not line:
+    """Detach, take a run over from the launcher, and see it to its end."""
+    orders = open(0, "rb", closefd=False)  # noqa: SIM115 - until the last of them
+    order = _next(orders)
+    if not order:
         return
-    order = json.loads(line)
-    log = Path(order["log"])
-    _write_to(log)
+    if "log" in order:
+        _write_to(Path(order["log"]))
     ready_read, ready_write = os.pipe()
     if os.fork():
         os.close(ready_write)
@@ -49,20 +51,27 @@ def main() -> None:
     set_name("parctl-super")
     adopt_orphans()
     children = Children()
-    starter = _start_ahead(order, log) if order["fork_server"] else None
+    starter = None
+    if "log" in order:
+        starter = ForkStarter(order["environment"], log=Path(order["log"]))
 
     # not above: these take as long as all of the above, and torch is on its way now
     from parctl.launcher.guard import start_guard
     from parctl.launcher.run_directory import RunDirectory
     from parctl.launcher.supervision import supervise, take_over
 
+    while order and "run_dir" not in order:
+        order = _next(orders)
+        if starter is not None and "run_dir" not in order:
+            starter.abandon()
+            starter = None
+    if not order:
+        os._exit(1)
     run = RunDirectory(Path(order["run_dir"]))
     if starter is not None:
-        if os.read(0, 1) != GO:
-            log.unlink()
-            os._exit(1)  # takes the fork server along
-        starter.move_log(run.forkserver_log)
-        _write_to(run.supervisor_log)
+        marks = {"PARCTL_RUN_ID": run.run_id, "PARCTL_RUN_DIR": str(run.path)}
+        starter.take_run(plan=run.plan, run_dir=run.path, log=run.forkserver_log, marks=marks)
+    _write_to(run.supervisor_log)
     guard, dismiss_guard = start_guard(run)
     record = take_over(run)
     if record is not None:
@@ -72,27 +81,17 @@ def main() -> None:
     dismiss_guard()
 
 
-def _read_line() -> bytes:
-    """Read the order, and not one byte of what follows it."""
-    with open(0, "rb", buffering=0, closefd=False) as stdin:
-        return stdin.readline()
+def _next(orders: BinaryIO) -> dict[str, Any]:
+    """Read a line; nothing at the end."""
+    line = orders.readline()
+    order: dict[str, Any] = json.loads(line) if line else {}
+    return order
 
 
 def _write_to(log: Path) -> None:
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-
-
-def _start_ahead(order: dict[str, Any], log: Path) -> ForkStarter:
-    """Import torch while the launcher still plans."""
-    server = order["fork_server"]
-    return ForkStarter(
-        server["environment"],
-        plan=Path(server["plan"]),
-        run_dir=Path(order["run_dir"]),
-        log=log,
-    )
 
 
 if __name__ == "__main__":

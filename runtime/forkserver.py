@@ -1,4 +1,4 @@
-"""Import torch once, then fork the ranks: `python -m parctl.runtime.forkserver PLAN RUN_DIR`.
+"""Import torch once, then fork the ranks: `python -m parctl.runtime.forkserver`.
 
 Importing torch and what the trainer needs costs seconds and hundreds of megabytes per process; a
 fork costs milliseconds and shares the memory. It is safe on condition that this process has one
@@ -12,8 +12,10 @@ does.
                  +-- rank 0, rank 1, ...:   orphaned by the spawner, adopted by the supervisor
 
 So the supervisor is the parent of every rank: it waits for them itself, and the end of this process
-hurts none. Orders come as JSON lines on stdin, one attempt each: `[{"rank", "environment",
-"log"}]`. For each rank a line `{"rank", "pid"}` goes to stdout. The end of stdin is the end.
+hurts none. Orders come as JSON lines on stdin, one attempt each: `{"plan", "run_dir", "marks",
+"ranks": [{"rank", "environment", "log"}]}`; `marks` are the run's, where it was not known when this
+process was started. For each rank a line `{"rank", "pid"}` goes to stdout. The end of stdin is the
+end.
 """
 
 import atexit
@@ -26,12 +28,11 @@ import time
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from parctl.launcher.processes import die_with_parent, set_name
+from parctl.launcher.processes import die_with_parent, set_name, take_marks
 
 
 def main() -> int:
     """Serve orders until stdin ends."""
-    plan_path, run_dir = Path(sys.argv[1]), Path(sys.argv[2])
     supervisor = os.getppid()
     orders, news = _take_pipes()
     set_name("parctl-fork")
@@ -42,15 +43,17 @@ def main() -> int:
 
     gc.freeze()  # a collection in a rank would write to, and so copy, every page of this heap
     for line in orders:
+        order = json.loads(line)
+        take_marks(order["marks"])
         spawner = os.fork()
         if spawner == 0:
-            rank = _spawn(json.loads(line), news, supervisor)
+            rank = _spawn(order["ranks"], news, supervisor)
             if rank is None:
                 os._exit(0)
             orders.close()
             news.close()
             _become(rank)
-            _leave(run_rank(plan_path, run_dir))
+            _leave(run_rank(Path(order["plan"]), Path(order["run_dir"])))
         _, status = os.waitpid(spawner, 0)
         if status != 0:
             return 1
@@ -67,10 +70,10 @@ def _take_pipes() -> tuple[IO[str], IO[str]]:
     return os.fdopen(orders), os.fdopen(news, "w")
 
 
-def _spawn(order: list[dict[str, Any]], news: IO[str], supervisor: int) -> dict[str, Any] | None:
+def _spawn(ranks: list[dict[str, Any]], news: IO[str], supervisor: int) -> dict[str, Any] | None:
     """Fork the ranks. Returns None in the spawner, and in each rank its own part of the order."""
     spawner = os.getpid()
-    for rank in order:
+    for rank in ranks:
         pid = os.fork()
         if pid == 0:
             _wait_for_adoption(spawner, supervisor)

@@ -53,6 +53,19 @@ def reaches(step: int) -> bool:
     return (BACKEND.status("probe-1").step or 0) >= step
 
 
+def test_a_fork_server_that_began_before_the_run_is_its_own_and_is_found_by_its_marks() -> None:
+    with BACKEND.standby():
+        launch(training())
+    until(lambda: reaches(2), seconds=60)
+    server = pid_of("parctl-fork")
+    ranks = {rank.pid for rank in BACKEND.status("probe-1").ranks}
+    assert {server, *ranks} <= {member.pid for member in left()}
+    assert directory().forkserver_log.exists()
+    assert not list(runs_root().glob(".ahead-*"))
+    os.kill(directory().read().owner.pid, signal.SIGKILL)
+    until(lambda: not left())
+
+
 def test_a_killed_rank_is_retried_and_the_run_ends_with_the_same_loss(undisturbed: float) -> None:
     launch(training("launch.retries=1"))
     until(lambda: reaches(5), seconds=60)
@@ -63,7 +76,7 @@ def test_a_killed_rank_is_retried_and_the_run_ends_with_the_same_loss(undisturbe
     assert pid_of("parctl-fork") == server  # torch is not imported again
     status = wait_for(BACKEND, "probe-1", timeout_s=60)
 
-    assert (status.state, status.restarts) == (State.SUCCEEDED, 1)
+    assert (status.state, status.restarts) == (State.SUCCEEDED, 1), status.verdict
     rows = BACKEND.metrics("probe-1")
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert rows[-1]["attempt"] == 2
@@ -85,22 +98,10 @@ def test_a_layout_that_permutes_ranks_trains_alike(undisturbed: float) -> None:
     assert BACKEND.metrics("probe-1")[-1]["loss"] == pytest.approx(undisturbed, rel=1e-5)
 
 
-def test_a_head_start_that_is_not_used_leaves_nothing() -> None:
-    with BACKEND.head_start(training().recipe, "probe-1"):
-        until(left)
-        assert [entry.name for entry in runs_root().iterdir()] == [".ahead-probe-1.log"]
-    until(lambda: not left())
-    assert list(runs_root().iterdir()) == []
-
-
 def test_cancel_saves_a_checkpoint_within_5_s() -> None:
     plan = training("train.steps=2000", "checkpoint.every=0")
-    with BACKEND.head_start(plan.recipe, "probe-1"):
-        until(left)
-        server = left()[0].pid
-        launch(plan)
+    launch(plan)
     until(lambda: reaches(3), seconds=60)
-    assert pid_of("parctl-fork") == server
     BACKEND.cancel("probe-1")
 
     status = BACKEND.status("probe-1")

@@ -15,6 +15,9 @@ from parctl.errors import BackendError
 from parctl.launcher.backend import State
 from parctl.launcher.run_directory import runs_root
 from parctl.launcher.waiting import wait_for
+from parctl.planner.make import make_plan
+from parctl.recipes.loader import load_recipe
+from parctl.topology.discover import discover
 
 SLEEP = python("import time", "print('here', flush=True)", "time.sleep(60)")
 STAND_BY = """\
@@ -27,7 +30,15 @@ with LocalBackend().standby():
 
 
 def supervisors() -> set[int]:
-    """The pids of the supervisors that were started by this test, by its own state directory."""
+    return started(b"parctl.launcher.supervisor")
+
+
+def fork_servers() -> set[int]:
+    return started(b"parctl.runtime.forkserver")
+
+
+def started(module: bytes) -> set[int]:
+    """The pids of who runs a module for this test, by its own state directory."""
     mark = f"\0XDG_STATE_HOME={os.environ['XDG_STATE_HOME']}\0".encode()
     found = set()
     for entry in Path("/proc").iterdir():
@@ -37,7 +48,7 @@ def supervisors() -> set[int]:
                 environment = b"\0" + (entry / "environ").read_bytes()
             except OSError:
                 continue
-            if b"\0parctl.launcher.supervisor\0" in command and mark in environment:
+            if b"\0" + module + b"\0" in command and mark in environment:
                 found.add(int(entry.name))
     return found
 
@@ -45,9 +56,9 @@ def supervisors() -> set[int]:
 def test_a_supervisor_that_stands_by_is_the_one_that_takes_the_run() -> None:
     with BACKEND.standby():
         until(supervisors)
-        (standing,) = supervisors()
+        standing = supervisors()
         launch(script_plan(SLEEP, axes={"dp": 1}))
-        assert os.getsid(directory().read().owner.pid) == standing
+        assert os.getsid(directory().read().owner.pid) in standing
     running()  # the end of the `with` is nothing to a run that was submitted
     BACKEND.cancel("probe-1")
     until(lambda: not supervisors())
@@ -55,22 +66,52 @@ def test_a_supervisor_that_stands_by_is_the_one_that_takes_the_run() -> None:
 
 def test_a_supervisor_that_gets_no_run_leaves_nothing() -> None:
     with BACKEND.standby():
-        until(supervisors)
-    assert supervisors() == set()
-    assert not runs_root().exists()
+        until(fork_servers)
+        (log,) = runs_root().iterdir()
+        assert log.name.startswith(".ahead-")
+    assert supervisors() == fork_servers() == set()
+    assert list(runs_root().iterdir()) == []
 
 
 def test_a_bad_recipe_and_a_killed_launcher_leave_no_supervisor() -> None:
     words = [sys.executable, "-m", "parctl", "launch", "no-such-recipe"]
     assert subprocess.run(words, capture_output=True).returncode == 2
-    assert supervisors() == set()
+    assert supervisors() == fork_servers() == set()
 
     with subprocess.Popen([sys.executable, "-c", STAND_BY], stdout=subprocess.PIPE) as launcher:
         assert launcher.stdout
         launcher.stdout.readline()
-        until(supervisors)
+        until(fork_servers)
         launcher.send_signal(signal.SIGKILL)
-    until(lambda: not supervisors())
+    until(lambda: not supervisors() | fork_servers())
+    assert list(runs_root().iterdir()) == []
+
+
+def test_a_recipe_whose_ranks_need_another_environment_gets_a_fork_server_of_its_own() -> None:
+    for changes in ("launch.env={MARK: here}", "launch.secrets={MARK: {from_env: HOME}}"):
+        plan = make_plan(load_recipe("tiny-llama", [changes]), discover(None, num_devices=4))
+        with BACKEND.standby():
+            until(fork_servers)
+            (ahead,) = fork_servers()
+            with BACKEND.head_start(plan.recipe, "probe-1"):
+                until(lambda: not fork_servers())
+                assert list(runs_root().iterdir()) == []
+                launch(plan)
+                until(fork_servers)
+                assert fork_servers() != {ahead}
+        BACKEND.cancel("probe-1")
+        BACKEND.delete("probe-1")
+
+
+def test_a_script_is_started_with_no_fork_server() -> None:
+    with BACKEND.standby():
+        until(fork_servers)
+        plan = script_plan(SLEEP, axes={"dp": 1})
+        with BACKEND.head_start(plan.recipe, "probe-1"):
+            launch(plan)
+        running()
+        assert fork_servers() == set()
+    BACKEND.cancel("probe-1")
 
 
 def test_a_second_run_of_one_back_end_gets_a_supervisor_of_its_own() -> None:
