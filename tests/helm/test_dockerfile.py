@@ -14,6 +14,7 @@ from tests.helm.chart import CHART, ROOT
 from tests.helm.conftest import GPU_NODES, Site
 
 FILE = ROOT / "Dockerfile"
+LABELS = ("title", "description", "licenses", "version", "revision", "base.name")
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -47,6 +48,37 @@ def ancestry(target: str) -> Iterator[tuple[str, str]]:
         target = all_stages[target][0][1]
 
 
+def hadolint(text: str) -> "subprocess.CompletedProcess[str]":
+    """The linter of Dockerfiles, with every rule on and no way for the file to turn one off."""
+    program = Path(sys.executable).parent / "hadolint"
+    strict = ("--disable-ignore-pragma", "--failure-threshold", "style", "--no-color")
+    labels = [f"--require-label=org.opencontainers.image.{name}:text" for name in LABELS]
+    command = [str(program), *strict, *labels, "-"]
+    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=60)
+
+
+def test_the_linter_has_nothing_to_say() -> None:
+    done = hadolint(FILE.read_text())
+
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "rule"),
+    [
+        ("COPY src src", "ADD src src", "DL3020"),
+        ("WORKDIR /build", "WORKDIR build", "DL3000"),
+        ('ENTRYPOINT ["parctl"]', "ENTRYPOINT parctl", "DL3025"),
+        ("FROM ${PYTHON_IMAGE} AS wheel", "FROM python:latest AS wheel", "DL3007"),
+    ],
+)
+def test_the_linter_sees_what_is_wrong(right: str, wrong: str, rule: str) -> None:
+    done = hadolint(FILE.read_text().replace(right, wrong, 1))
+
+    assert done.returncode != 0
+    assert rule in done.stdout
+
+
 def test_there_is_a_target_for_cpus_and_one_for_cuda() -> None:
     assert {"cpu", "cuda"} <= set(stages())
 
@@ -66,7 +98,7 @@ def test_an_image_runs_as_a_number_and_says_what_it_is(target: str) -> None:
     labels = " ".join(rest for word, rest in steps if word == "LABEL")
 
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
-    for key in ("title", "licenses", "version", "revision", "base.name"):
+    for key in LABELS:
         assert f"org.opencontainers.image.{key}=" in labels
     assert next(rest for word, rest in steps if word == "ENTRYPOINT").startswith("[")
 

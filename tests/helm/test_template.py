@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.helm.branches import branches_taken, marked_chart
 from tests.helm.chart import CHART, CI_VALUES, PROGRAM_NAMES, Object, helm, one, render
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -39,6 +40,18 @@ def test_lint_has_nothing_to_say(program: str, file: Path) -> None:
 
     assert "1 chart(s) linted, 0 chart(s) failed" in done.stdout
     assert "[WARNING]" not in done.stdout
+
+
+def test_every_branch_of_every_template_is_taken_by_a_file_and_left_by_another(
+    tmp_path: Path,
+) -> None:
+    chart, names = marked_chart(tmp_path)
+    taken = {file.stem: branches_taken(chart, file) for file in CI_VALUES}
+
+    assert len(names) > 50
+    never = [name for name in names if not any(name in found for found in taken.values())]
+    always = [name for name in names if all(name in found for found in taken.values())]
+    assert (never, always) == ([], [])
 
 
 def test_every_object_carries_the_labels_and_annotations_that_are_asked_for() -> None:

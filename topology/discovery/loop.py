@@ -40,6 +40,7 @@ def run(
     """Loop until `stop` is set; `wanted` asks for a reading at once."""
     told: Published | None = None
     pending: Reading | None = None
+    before: Published | None = None  # what the cluster had when telling `pending` began
     mark, due_s = 0, 0.0
     while not stop.is_set():
         if pace.alive is not None:
@@ -54,8 +55,9 @@ def run(
             _say_failure(pending)
         if pending is not None:
             try:
-                told = publish(api, target, pending, told or recall(api, target))
-                pending = None
+                before = before or recall(api, target, told)
+                told = publish(api, target, pending, before)
+                pending = before = None
             except Exception as error:  # a refusal, a network that is gone: both may pass
                 print(f"not published: {error}", file=sys.stderr, flush=True)
         stop.wait(pace.poll_s)

@@ -4,6 +4,9 @@ The API is spoken over what the caller passes in: one method, so that this folde
 of its own. A record is applied by its whole (server-side apply), its status by a merge patch;
 labels are applied without force and only where nobody else has them, taints with the version of
 the node that they were read from.
+
+What the cluster has is looked at before each reading is told: a record that was deleted, edited by
+hand or lost with its node is written anew, and one that is as it should be costs that one look.
 """
 
 import time
@@ -59,6 +62,7 @@ class Published:
 
     record: Record = field(default_factory=dict)
     conditions: tuple[Condition, ...] = ()
+    observed: str = ""  # `observedAt`
     at_s: float = -REFRESH_S  # by `time.monotonic`
 
 
@@ -82,17 +86,25 @@ def publish(
         record = record_of(reading, before.record)
     faults = [*reading.faults, *lost(record)]
     conditions = tuple(conditions_of(reading, faults, before.conditions, moment))
-    fresh = time.monotonic() - before.at_s < REFRESH_S
-    if fresh and record == before.record and conditions == before.conditions:
-        return before
-    status = objects.status_document(record, conditions, moment)
+    known = (
+        time.monotonic() - before.at_s < REFRESH_S
+        and record == before.record
+        and conditions == before.conditions
+    )
+    told = before
+    if not known:
+        at_s = time.monotonic()
+        told = Published(record=record, conditions=conditions, observed=moment, at_s=at_s)
+    status = objects.status_document(record, conditions, told.observed)
     if target.publish == "configMap":
+        # the same again changes nothing, and brings back what somebody deleted
         _apply_config_map(api, target, record, status)
-        return Published(record=record, conditions=conditions, at_s=time.monotonic())
+        return told
+    if known:
+        return told
     node = api.ask("GET", _node_path(target))
     path = f"{objects.RECORDS_PATH}/{target.node}"
-    api.ask("PATCH", path, _applying(force=True), body=objects.node_topology(record, node),
-            content=APPLY)  # fmt: skip
+    _apply_record(api, path, objects.node_topology(record, node))
     api.ask("PATCH", f"{path}/status", body={"status": status}, content=MERGE)
     if target.labels:
         _apply_labels(api, target, record, node)
@@ -103,21 +115,38 @@ def publish(
             name = f"{target.node}.{time.time_ns() + number:x}"
             document = objects.event(change, node, now=moment, name=name)
             api.ask("POST", f"/api/v1/namespaces/{objects.EVENTS_NAMESPACE}/events", body=document)
-    return Published(record=record, conditions=conditions, at_s=time.monotonic())
+    return told
 
 
-def recall(api: Api, target: Target) -> Published:
-    """What an earlier daemon on this node has told, so that nothing is told twice."""
+def recall(api: Api, target: Target, told: Published | None) -> Published:
+    """What the cluster has: of `told`, if nobody touched it, else of an earlier daemon or a hand.
+
+    Nothing is told twice, and what is not there any more is expected no more.
+    """
     if target.publish == "configMap":
-        return Published()  # it went with the pod that owned it
+        return told or Published()  # an earlier one went with the pod that owned it
     try:
         found = api.ask("GET", f"{objects.RECORDS_PATH}/{target.node}")
     except Exception as error:
         if getattr(error, "code", None) == NOT_FOUND:
             return Published()
         raise
-    conditions = (found.get("status") or {}).get("conditions") or ()
-    return Published(record=found.get("spec") or {}, conditions=tuple(conditions))
+    record = found.get("spec") or {}
+    conditions = tuple((found.get("status") or {}).get("conditions") or ())
+    if told is not None and (record, conditions) == (told.record, told.conditions):
+        return told
+    return Published(record=record, conditions=conditions)
+
+
+def _apply_record(api: Api, path: str, document: Object) -> None:
+    found = api.ask("PATCH", path, _applying(force=True), body=document, content=APPLY)
+    record = document["spec"]
+    strange = [key for key, value in found["spec"].items() if record.get(key) != value]
+    if strange:
+        # somebody wrote more into it, and applying leaves to others what is theirs
+        change = {"spec": dict.fromkeys(strange)}
+        api.ask("PATCH", path, body=change, content=MERGE)
+        api.ask("PATCH", path, _applying(force=True), body=document, content=APPLY)
 
 
 def _apply_config_map(api: Api, target: Target, record: Record, status: Object) -> None:

@@ -18,6 +18,17 @@ from parctl.topology.discovery.reading import Fault, Reading
 from parctl.topology.document import mapping, mappings
 
 SCHEMA = 1
+# characters of a text that the definition takes, where the driver or the kernel may say anything
+MAX_TEXT = 253
+MAX_OF = {
+    "pci": 64,
+    "faults": 1024,
+    "warnings": 1024,
+    "cpu_affinity": 4096,
+    "links": 8192,
+    "nic_links": 8192,
+}
+MAX_WARNINGS = 256
 DERIVED = ("name", "tiers", "nvlink_groups", "nvlink_cliques", "numa_groups")
 
 Record = dict[str, Any]
@@ -34,12 +45,12 @@ def record_of(reading: Reading, before: Mapping[str, Any]) -> Record:
             record[sources] = common
         record[key] = [_without_empty(item) for item in items]
     record |= node
-    record["warnings"] = list(reading.warnings)
+    record["warnings"] = list(reading.warnings)[:MAX_WARNINGS]
     record["expected"] = {
         "gpus": max(len(record["gpus"]), expected_gpus(before)),
         "nics": sorted({*names_of(record["nics"]), *expected_nics(before)}),
     }
-    return _without_empty(record)
+    return {key: _bounded(value, key) for key, value in _without_empty(record).items()}
 
 
 def empty_record() -> Record:
@@ -99,6 +110,17 @@ def _common_sources(items: list[dict[str, Any]]) -> dict[str, str] | None:
     for item in items:
         item.pop("sources", None)
     return common
+
+
+def _bounded(value: Any, key: str) -> Any:
+    """The value with texts cut to what is taken; else the whole record would be refused."""
+    if isinstance(value, str):
+        return value[: MAX_OF.get(key, MAX_TEXT)]
+    if isinstance(value, Mapping):
+        return {name: _bounded(item, name) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_bounded(item, key) for item in value]
+    return value
 
 
 def _without_empty(value: Mapping[str, Any]) -> dict[str, Any]:

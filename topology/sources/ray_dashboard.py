@@ -8,6 +8,7 @@ system's authorities, or those of SSL_CERT_FILE.
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from parctl.errors import BackendError, UsageError
 
-DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+DEFAULT_PORT = 8265
+DEFAULT_ADDRESS = f"http://127.0.0.1:{DEFAULT_PORT}"
 TIMEOUT_S = 30.0
 UPLOAD_TIMEOUT_S = 120.0
 MAX_ANSWER_BYTES = 2**28
@@ -133,15 +135,25 @@ class _SameHost(HTTPRedirectHandler):
 
 
 def find_dashboard(address: str | None) -> Dashboard:
-    """The dashboard that is meant: given, or from the environment as `ray job` reads it."""
-    given = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
-    place = given if given and given.startswith(("http://", "https://")) else None
-    if place is None and address is not None:
-        place = f"http://{address}"
-    place = (place or DEFAULT_ADDRESS).rstrip("/")
+    """The dashboard that is meant: given, or from the environment as `ray job` reads it.
+
+    RAY_ADDRESS may name the cluster in another way; its dashboard is then looked for on that host.
+    Raises UsageError for what cannot be a dashboard.
+    """
+    given = address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    if not given:
+        meant = os.environ.get("RAY_ADDRESS", "")
+        given = meant if meant.startswith(("http://", "https://")) else _on_its_host(meant)
+    scheme, mark, rest = given.rpartition("://")
+    if mark and scheme not in ("http", "https"):
+        raise UsageError(
+            f"`{given[:80]}` is not an address of Ray's dashboard: that begins with http",
+            hint=f"perhaps `{_on_its_host(given)}`",
+        )
+    place = f"{scheme or 'http'}://{rest.rstrip('/')}"
     try:
         parts = urlsplit(place)
-        right = bool(parts.hostname) and parts.port != 0
+        right = bool(parts.hostname) and parts.port != 0 and not re.search(r"\s", place)
     except ValueError:
         right = False
     if not right:
@@ -149,7 +161,23 @@ def find_dashboard(address: str | None) -> Dashboard:
             f"`{place[:80]}` is no address of a Ray dashboard",
             hint="for example `ray:http://127.0.0.1:8265`",
         )
-    return Dashboard(place)
+    if parts.username is not None:  # it would stand in every message
+        raise UsageError(
+            f"the address of Ray's dashboard on {parts.hostname} has a user name in it",
+            hint=f"Ray lets in by its token: {TOKEN_HINT}",
+        )
+    return Dashboard(place if mark or parts.port else f"{place}:{DEFAULT_PORT}")
+
+
+def _on_its_host(meant: str) -> str:
+    """Where the dashboard usually is of `HOST:6379`, `ray://HOST:10001` or `auto`."""
+    try:
+        host = urlsplit(f"//{meant.rpartition('://')[2]}").hostname
+    except ValueError:
+        host = None
+    if host in (None, "auto", "local"):
+        return DEFAULT_ADDRESS
+    return f"http://{f'[{host}]' if ':' in str(host) else host}:{DEFAULT_PORT}"
 
 
 def auth_token() -> str | None:

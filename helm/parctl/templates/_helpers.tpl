@@ -1,18 +1,27 @@
+{{/* `text` of at most `max` characters. A hash keeps texts apart that begin alike. */}}
+{{- define "parctl.short" -}}
+{{- if gt (len .text) .max -}}
+{{- printf "%s-%s" (.text | trunc (sub .max 9 | int) | trimSuffix "-") (.text | sha256sum | trunc 8) }}
+{{- else -}}
+{{- .text }}
+{{- end }}
+{{- end }}
+
 {{/* Name of the chart in object names. */}}
 {{- define "parctl.name" -}}
-{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" }}
+{{- default .Chart.Name .Values.nameOverride }}
 {{- end }}
 
 {{/* Name of the release in object names: every name of cluster-wide objects starts with it. */}}
 {{- define "parctl.fullname" -}}
 {{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
+{{- .Values.fullnameOverride }}
 {{- else -}}
 {{- $name := include "parctl.name" . }}
 {{- if contains $name .Release.Name -}}
-{{- .Release.Name | trunc 40 | trimSuffix "-" }}
+{{- include "parctl.short" (dict "text" .Release.Name "max" 40) }}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" }}
+{{- include "parctl.short" (dict "text" (printf "%s-%s" .Release.Name $name) "max" 40) }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -26,26 +35,27 @@ The release of that name in the namespace of that name has the short one.
 {{- if eq $full .Release.Namespace -}}
 {{- $full }}
 {{- else -}}
-{{- printf "%s-%s" .Release.Namespace $full | trunc 50 | trimSuffix "-" }}
+{{- include "parctl.short" (dict "text" (printf "%s-%s" .Release.Namespace $full) "max" 50) }}
 {{- end }}
 {{- end }}
 
 {{/* What selects the pods of a component; `component` is set by the caller. */}}
 {{- define "parctl.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "parctl.name" .root }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/name: {{ include "parctl.name" .root | quote }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
+{{/*
+Labels of an object. What selects pods cannot be changed by values (the schema refuses it);
+`labels`, a map, wins over the common ones, and both over the version and what it is part of.
+*/}}
 {{- define "parctl.labels" -}}
+{{- $own := dict "app.kubernetes.io/managed-by" .root.Release.Service }}
+{{- $_ := set $own "helm.sh/chart" (printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-") }}
+{{- $about := dict "app.kubernetes.io/version" .root.Chart.AppVersion "app.kubernetes.io/part-of" "parctl" }}
 {{ include "parctl.selectorLabels" . }}
-app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
-app.kubernetes.io/part-of: parctl
-app.kubernetes.io/managed-by: {{ .root.Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
-{{- with .root.Values.commonLabels }}
-{{ toYaml . }}
-{{- end }}
+{{ merge $own (default (dict) .labels) .root.Values.commonLabels $about | toYaml }}
 {{- end }}
 
 {{/*
@@ -61,15 +71,12 @@ annotations:
 
 {{/* Name, labels and annotations of an object. */}}
 {{- define "parctl.metadata" -}}
-name: {{ .name }}
+name: {{ .name | quote }}
 {{- with .namespace }}
-namespace: {{ . }}
+namespace: {{ . | quote }}
 {{- end }}
 labels:
-  {{- include "parctl.labels" . | nindent 2 }}
-  {{- with .labels }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
+  {{- include "parctl.labels" . | trim | nindent 2 }}
 {{- include "parctl.annotations" . }}
 {{- end }}
 
@@ -90,7 +97,7 @@ labels:
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 {{- end }}
@@ -117,6 +124,9 @@ seccompProfile:
 
 {{/* What no schema can say: values that contradict each other. */}}
 {{- define "parctl.checks" -}}
+{{- if not .Values.enabled }}
+{{- fail "enabled: false is for the condition of an umbrella chart; to have less of this one, see discovery.enabled, crds.install, rbac.create" }}
+{{- end }}
 {{- if and .Values.discovery.driver.root (not .Values.discovery.privileged) }}
 {{- fail "discovery.driver.root needs discovery.privileged: true - without a runtime that hands out devices, the kernel lets no other container open them" }}
 {{- end }}
@@ -134,7 +144,7 @@ seccompProfile:
 - kind: {{ .kind }}
   name: {{ .name | quote }}
   {{- if eq .kind "ServiceAccount" }}
-  namespace: {{ .namespace }}
+  namespace: {{ .namespace | quote }}
   {{- else }}
   apiGroup: rbac.authorization.k8s.io
   {{- end }}

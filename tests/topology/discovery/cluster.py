@@ -1,12 +1,14 @@
 """An API server that keeps objects in memory and answers what the real one would.
 
 It knows just what discovery asks: reading an object, applying one, patching one, creating an event.
+Applying leaves fields of the record alone that `others` have written.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from parctl.topology.discovery.objects import RECORDS_PATH
+from parctl.topology.discovery.publish import MERGE
 
 NODE = "/api/v1/nodes/gpu-1"
 RECORD = f"{RECORDS_PATH}/gpu-1"
@@ -27,6 +29,7 @@ class Cluster:
         self.events: list[Any] = []
         self.asked: list[str] = []
         self.refuse: dict[str, list[int]] = {}
+        self.others: set[str] = set()
 
     def ask(
         self,
@@ -47,11 +50,21 @@ class Cluster:
         if method == "PATCH":
             assert body is not None
             place = path.removesuffix("/status")
+            kept = self.objects.get(place, {}).get("spec", {})
             self._merge(self.objects.setdefault(place, {"metadata": {}}), body)
+            if place == RECORD and "spec" in body:
+                self.objects[place]["spec"] = self._record(kept, body["spec"], content)
         if path.removesuffix("/status") not in self.objects:
             raise Refused(404)
         found: dict[str, Any] = self.objects[path.removesuffix("/status")]
         return found
+
+    def _record(
+        self, kept: Mapping[str, Any], change: Mapping[str, Any], content: str
+    ) -> dict[str, Any]:
+        if content == MERGE:
+            return {key: item for key, item in {**kept, **change}.items() if item is not None}
+        return {key: kept[key] for key in self.others & set(kept)} | dict(change)
 
     def _merge(self, into: dict[str, Any], change: Mapping[str, Any]) -> None:
         for key, value in change.items():

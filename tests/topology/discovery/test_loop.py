@@ -6,7 +6,7 @@ from threading import Event, Thread
 
 import pytest
 from tests.topology.discovery.cluster import RECORD, Cluster
-from tests.topology.discovery.nodes import reading
+from tests.topology.discovery.nodes import ECC, reading
 from tests.topology.discovery.test_publish import TARGET
 
 from parctl.topology.discovery.loop import Pace, run
@@ -18,14 +18,15 @@ SOON_S = 10.0
 class Reader:
     """Counts readings; `reached(n)` waits for the nth."""
 
-    def __init__(self) -> None:
+    def __init__(self, found: Reading | None = None) -> None:
+        self.found = found or reading()
         self.count = 0
         self.more = Event()
 
     def __call__(self) -> Reading:
         self.count += 1
         self.more.set()
-        return reading()
+        return self.found
 
     def reached(self, count: int) -> bool:
         while self.count < count:
@@ -118,3 +119,33 @@ def test_what_the_cluster_refused_is_told_at_the_next_poll(
 
     assert read.count == 1  # telling again is not reading again
     assert capsys.readouterr().err.count("not published: the server answers 503") == 2
+
+
+def test_an_event_that_was_refused_is_not_forgotten(tmp_path: Path) -> None:
+    """The record is told by then, and its conditions look as if nothing were new."""
+    cluster, told = Cluster(), Event()
+    cluster.refuse["POST /api/v1/namespaces/default/events"] = [500, 500]
+
+    def check(wanted: Event) -> None:
+        while not cluster.events:
+            assert not told.wait(0.01)
+
+    looping(cluster, Reader(reading(None, ECC)), tmp_path, check)
+
+    assert [event["reason"] for event in cluster.events] == ["Ecc"]
+
+
+def test_a_record_that_was_deleted_is_back_after_the_next_reading(tmp_path: Path) -> None:
+    cluster, read, told = Cluster(), Reader(), Event()
+
+    def check(wanted: Event) -> None:
+        for _ in range(2):
+            while RECORD not in cluster.objects:
+                assert not told.wait(0.01)
+            told.wait(0.1)
+            del cluster.objects[RECORD]
+            wanted.set()
+        while RECORD not in cluster.objects:
+            assert not told.wait(0.01)
+
+    looping(cluster, read, tmp_path, check)

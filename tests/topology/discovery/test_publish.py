@@ -114,14 +114,14 @@ def test_a_daemon_that_starts_again_tells_nothing_twice() -> None:
     told(cluster, reading(None, ECC))
     assert len(cluster.events) == 1
 
-    known = recall(cluster, TARGET)
+    known = recall(cluster, TARGET, None)
     told(cluster, reading(None, ECC), known)
 
     assert len(cluster.events) == 1
 
 
 def test_a_node_that_was_never_recorded_is_recalled_as_nothing() -> None:
-    assert recall(Cluster(), TARGET) == Published()
+    assert recall(Cluster(), TARGET, None) == Published()
 
 
 def test_a_refusal_is_the_callers_to_handle() -> None:
@@ -129,7 +129,50 @@ def test_a_refusal_is_the_callers_to_handle() -> None:
     cluster.refuse[f"GET {RECORD}"] = [403]
 
     with pytest.raises(Refused):
-        recall(cluster, TARGET)
+        recall(cluster, TARGET, None)
+
+
+def test_a_record_that_nobody_touched_is_what_was_told() -> None:
+    cluster = Cluster()
+    before = told(cluster, reading())
+    cluster.asked.clear()
+
+    assert recall(cluster, TARGET, before) is before
+    assert cluster.asked == [f"GET {RECORD}"]
+
+
+def test_a_record_that_was_deleted_is_written_anew_and_expects_no_more_than_is_there() -> None:
+    cluster = Cluster()
+    before = told(cluster, reading(node(4)))
+    del cluster.objects[RECORD]
+
+    told(cluster, reading(node(2)), recall(cluster, TARGET, before))
+
+    record = cluster.objects[RECORD]
+    assert record["spec"]["expected"]["gpus"] == 2
+    assert {c["status"] for c in record["status"]["conditions"]} == {"True"}
+
+
+def test_a_record_that_was_edited_by_hand_is_put_right() -> None:
+    cluster = Cluster()
+    before = told(cluster, reading())
+    cluster.objects[RECORD]["spec"]["links"] = ["X SYS", "SYS X"]
+
+    told(cluster, reading(), recall(cluster, TARGET, before))
+
+    assert cluster.objects[RECORD]["spec"]["links"] == ["X NV18", "NV18 X"]
+
+
+def test_a_field_that_somebody_added_is_taken_out() -> None:
+    """A domain that is not there would have ranks of two nodes placed as if NVLink joined them."""
+    cluster = Cluster()
+    before = told(cluster, reading())
+    cluster.objects[RECORD]["spec"]["domain"] = "rack.1"
+    cluster.others.add("domain")
+
+    told(cluster, reading(), recall(cluster, TARGET, before))
+
+    assert cluster.objects[RECORD]["spec"] == before.record
 
 
 def test_without_the_kind_the_record_is_a_config_map_of_the_pod() -> None:
@@ -144,6 +187,18 @@ def test_without_the_kind_the_record_is_a_config_map_of_the_pod() -> None:
     assert metadata["ownerReferences"] == [
         {"apiVersion": "v1", "kind": "Pod", "name": "discovery-x", "uid": "u-2"}
     ]
+
+
+def test_a_config_map_that_was_deleted_comes_back_with_the_next_reading() -> None:
+    cluster = Cluster()
+    before = told(cluster, reading(), publish="configMap")
+    (path,) = set(cluster.objects) - {NODE}
+    written = cluster.objects.pop(path)
+
+    again = publish(cluster, replace(TARGET, publish="configMap"), reading(), before)
+
+    assert again is before
+    assert cluster.objects[path] == written  # to the second: the server sees no change
 
 
 def managed(cluster: Cluster, manager: str, **labels: str) -> None:

@@ -1,6 +1,7 @@
 """A record holds the facts of a node once, and the node comes back out of it."""
 
 import json
+from dataclasses import replace
 
 from tests.topology.discovery.nodes import gpu, node, reading
 
@@ -82,3 +83,14 @@ def test_a_record_of_eight_gpus_is_small() -> None:
     text = json.dumps(record_of(reading(node(8, nics=nics)), {}))
 
     assert len(text) < 3000
+
+
+def test_what_a_driver_says_at_length_is_cut_to_what_the_definition_takes() -> None:
+    talkative = gpu(0, product="h" * 5000, faults=["f" * 5000])
+    said = replace(reading(node(1, gpus=[talkative])), warnings=("w" * 5000,) * 300)
+
+    record = record_of(said, {})
+
+    assert len(record["gpus"][0]["product"]) == 253
+    assert len(record["gpus"][0]["faults"][0]) == 1024
+    assert [len(text) for text in record["warnings"]] == [1024] * 256

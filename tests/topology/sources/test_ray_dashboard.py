@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from parctl.errors import BackendError
+from parctl.errors import BackendError, UsageError
 from parctl.topology.sources.ray_dashboard import Dashboard, NotFoundError, find_dashboard
 
 TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 1\nValueError: job exists'
@@ -147,3 +147,36 @@ def test_the_address_is_found_as_ray_job_finds_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://a:1/")
     assert find_dashboard(None).address == "http://a:1"
     assert find_dashboard("c:1").address == "http://c:1"
+    assert find_dashboard("c").address == "http://c:8265"
+
+
+@pytest.mark.parametrize(
+    ("meant", "found"),
+    [
+        ("auto", "http://127.0.0.1:8265"),
+        ("head:6379", "http://head:8265"),
+        ("ray://head:10001", "http://head:8265"),
+        ("[::1]:6379", "http://[::1]:8265"),
+    ],
+)
+def test_a_cluster_named_in_another_way_has_its_dashboard_on_that_host(
+    monkeypatch: pytest.MonkeyPatch, meant: str, found: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", meant)
+    assert find_dashboard(None).address == found
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("ray://head:10001", "that begins with http"),
+        ("http://", "is no address of a Ray dashboard"),
+        ("http://a b:1", "is no address of a Ray dashboard"),
+        ("http://a:99999", "is no address of a Ray dashboard"),
+        ("http://user:secret@head:1", "of Ray's dashboard on head has a user name in it"),
+    ],
+)
+def test_what_cannot_be_a_dashboard_is_refused_at_once(given: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        find_dashboard(given)
+    assert "secret" not in str(caught.value)
