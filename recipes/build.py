@@ -252,7 +252,7 @@ def _train(
         taken.append(f"lr {lr:g}")
     warmup, min_lr = optimizer.warmup_steps, optimizer.min_lr
     train = spec.TrainSpec(
-        seq_len=pick("seq_len", min(model.max_seq_len, 8192)),
+        seq_len=pick("seq_len", min(model.max_seq_len, model.sliding_window or 8192, 8192)),
         global_batch=pick("global_batch", 512),
         micro_batch=pick("micro_batch", 1),
         steps=steps,

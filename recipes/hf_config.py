@@ -17,6 +17,9 @@ from parctl.recipes.faults import Fault, listed
 _LLAMA_LIKE = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "deepseek_v3")
 _T5_LIKE = ("t5", "switch_transformers")
 MODEL_TYPES = (*_LLAMA_LIKE, "gpt2", *_T5_LIKE)
+_BY_LAYER = ("qwen2", "qwen3")  # model types where some layers have a window and others not
+# documented defaults of sliding_window, where a model type has one
+_WINDOWS = {"mistral": 4096, "mixtral": None, "qwen2": 4096, "qwen3": 4096, "qwen3_moe": 4096}
 _NORM_EPS = {"mixtral": 1e-5}  # documented defaults of rms_norm_eps; the others: 1e-6
 
 
@@ -64,6 +67,7 @@ def _refused(config: Mapping[str, Any]) -> str | None:
         activation = config.get("hidden_act", "silu")
     bias = bool(config.get("attention_bias", False))
     dense = config.get("mlp_only_layers") or []
+    layer_types = set(config.get("layer_types") or ())
     wrong = {
         f"rope_scaling of type {rope_type!r}": rope_type not in ("default", "llama3", "yarn"),
         "attention_factor": scaling.get("attention_factor") is not None,
@@ -75,6 +79,8 @@ def _refused(config: Mapping[str, Any]) -> str | None:
         "norm_topk_prob: false": kind in ("qwen3_moe", "deepseek_v3")
         and not config.get("norm_topk_prob", kind == "deepseek_v3"),
         "mlp_only_layers that are not the first ones": dense != list(range(len(dense))),
+        "layer_types": bool(layer_types - {"full_attention", "sliding_attention"})
+        or (kind not in _BY_LAYER and len(layer_types) > 1),
         "rope_interleave: false": config.get("rope_interleave", True) is False,
         "scale_attn_by_inverse_layer_idx": config.get("scale_attn_by_inverse_layer_idx", False),
     }
@@ -160,7 +166,7 @@ def _llama_like(config: Mapping[str, Any]) -> dict[str, Any]:
         "head_dim": config.get("head_dim"),
         "ffn_dim": config["intermediate_size"],
         "vocab_size": config["vocab_size"],
-        "max_seq_len": _max_seq_len(config),
+        "max_seq_len": config["max_position_embeddings"],
         "norm_eps": config.get("rms_norm_eps", _NORM_EPS.get(kind, 1e-6)),
         "rope_theta": rope.get("rope_theta", config.get("rope_theta", 10_000.0)),
         "rope_scaling": _rope_scaling(rope or _mapping(config, "rope_scaling")),
@@ -186,15 +192,35 @@ def _llama_like(config: Mapping[str, Any]) -> dict[str, Any]:
         values["moe"]["num_dense_layers"] = len(config.get("mlp_only_layers") or [])
     if kind == "deepseek_v3":
         values |= _deepseek(config)
+    values |= _sliding(config)
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _max_seq_len(config: Mapping[str, Any]) -> int:
-    """As far as every token sees all before it: a sliding window is no more than a limit."""
-    longest: int = config["max_position_embeddings"]
-    window = config.get("sliding_window")
-    slides = config.get("use_sliding_window", config["model_type"] in ("mistral", "mixtral"))
-    return min(longest, window) if slides and window else longest
+def _sliding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The window of attention and, where others see everything, the layers that have it.
+
+    Of Qwen's models the layers from `max_window_layers` on, or those that `layer_types` names.
+    """
+    kind = config["model_type"]
+    if kind not in _WINDOWS:
+        return {}
+    window = config.get("sliding_window", _WINDOWS[kind])
+    if kind.startswith("qwen") and not config.get("use_sliding_window", False):
+        window = None
+    if window is None or kind not in _BY_LAYER:
+        return {"sliding_window": window}
+    num_layers = config["num_hidden_layers"]
+    first = config.get("max_window_layers", 28)
+    layers = list(range(min(first, num_layers), num_layers))
+    types = config.get("layer_types")
+    if types is not None:
+        layers = [layer for layer, name in enumerate(types) if name == "sliding_attention"]
+    if not layers:
+        return {}
+    return {
+        "sliding_window": window,
+        "sliding_layers": None if len(layers) == num_layers else layers,
+    }
 
 
 def _deepseek(config: Mapping[str, Any]) -> dict[str, Any]:

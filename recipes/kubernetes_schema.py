@@ -73,8 +73,8 @@ class KubernetesFields(Fields):
 
     kind: Kind = Field(
         default="auto",
-        description="of the workload; auto: a JobSet where the cluster has it, else a Job; "
-        "rayjob needs KubeRay",
+        description="of the workload; auto, by what the cluster has: a LeaderWorkerSet for task "
+        "serve, else a JobSet, else a Job; rayjob needs KubeRay",
         examples=["job"],
     )
     namespace: Label | None = Field(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["auto", "jobset", "job", "rayjob"]
+Kind = Literal["auto", "jobset", "job", "rayjob", "leaderworkerset"]
 Recovery = Literal["native", "coordinator"]
 
 
@@ -35,7 +35,8 @@ class TolerationSpec:
 class KubernetesSpec:
     """How a plan becomes objects. The defaults are those of a recipe that says nothing."""
 
-    kind: Kind = "auto"  # jobset where the cluster has it, else job
+    # auto: what the cluster has: for `task: serve` a LeaderWorkerSet, else a JobSet, else a Job
+    kind: Kind = "auto"
     namespace: str | None = None  # None: the context's
     recovery: Recovery = "native"
     agent_image: str | None = None  # with parctl in it, for a `launch.image` that has none

@@ -184,6 +184,14 @@ class ModelFields(Fields):
     num_mtp_layers: SizeOrZero | None = Field(
         default=None, description="multi-token prediction modules", examples=[1]
     )
+    sliding_window: Size | None = Field(
+        default=None,
+        description="how many tokens one sees, itself included; absent: all before it",
+        examples=[4096],
+    )
+    sliding_layers: list[SizeOrZero] | None = Field(
+        default=None, description="layers with that window; absent: all", examples=[[0, 2, 4]]
+    )
     mla: MlaFields | None = Field(default=None, description="latent attention", examples=[None])
     moe: MoeFields | None = Field(default=None, description="mixture of experts", examples=[None])
     vision: VisionFields | None = Field(default=None, description="image input", examples=[None])

@@ -117,7 +117,7 @@ def _shape_faults(family: str, full: Values) -> list[Fault]:
         if full.get(key) is not None and family not in wanted:
             hint = f"set `family: {wanted[0]}`, or remove `{key}`"
             faults.append(_fault(key, f"found `{key}` in a {family} model", hint))
-    return faults + _moe_faults(full) + _vision_faults(full)
+    return faults + _window_faults(full) + _moe_faults(full) + _vision_faults(full)
 
 
 def _scaling_faults(scaling: Mapping[str, float] | None) -> list[Fault]:
@@ -135,6 +135,21 @@ def _scaling_faults(scaling: Mapping[str, float] | None) -> list[Fault]:
         "give low_freq_factor and high_freq_factor (Llama 3.1), or beta_fast and beta_slow (YaRN)"
     )
     return [_fault("rope_scaling", message, hint)]
+
+
+def _window_faults(full: Values) -> list[Fault]:
+    layers, window = full.get("sliding_layers"), full.get("sliding_window")
+    if layers is not None and window is None:
+        hint = "give the window, or remove `sliding_layers`"
+        return [_fault("sliding_layers", "found layers and no `sliding_window`", hint)]
+    if window is not None and (not full["causal"] or full["positions"] == "relative"):
+        hint = "remove it: only attention to the past, without relative positions, has a window"
+        return [_fault("sliding_window", f"found a window of {window} tokens", hint)]
+    beyond = [layer for layer in layers or () if layer >= full["num_layers"]]
+    if beyond:
+        message = f"found layer {beyond[0]}, and there are {full['num_layers']}"
+        return [_fault("sliding_layers", message, "layers are counted from 0")]
+    return []
 
 
 def _moe_faults(full: Values) -> list[Fault]:
@@ -168,6 +183,7 @@ def _vision_faults(full: Values) -> list[Fault]:
 
 def _build(full: Values, name: str) -> ModelSpec:
     moe, mla, vision = full.get("moe"), full.get("mla"), full.get("vision")
+    sliding = full.get("sliding_layers")
     return ModelSpec(
         name=full.get("name", name),
         family=full["family"],
@@ -198,6 +214,8 @@ def _build(full: Values, name: str) -> ModelSpec:
         mla=None if mla is None else MlaSpec(**mla),
         moe=None if moe is None else MoeSpec(**moe),
         vision=None if vision is None else VisionSpec(**vision),
+        sliding_window=full.get("sliding_window"),
+        sliding_layers=None if sliding is None else tuple(sorted(sliding)),
     )
 
 

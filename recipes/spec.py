@@ -7,7 +7,7 @@ Nothing here validates.
 
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from parctl.recipes.inference_spec import GenerateSpec, InferenceSpec, ServeSpec
@@ -98,6 +98,19 @@ class ModelSpec:
     mla: MlaSpec | None
     moe: MoeSpec | None
     vision: VisionSpec | None
+    sliding_window: int | None = None  # tokens that one sees, itself included; None: all before it
+    sliding_layers: tuple[int, ...] | None = None  # that see no further; None: all of them
+
+    def window(self, layer: int) -> int | None:
+        """Return how many tokens one sees in a layer, itself included; None: all before it."""
+        slides = self.sliding_layers is None or layer in self.sliding_layers
+        return self.sliding_window if slides else None
+
+    @property
+    def kept_window(self) -> int | None:
+        """Of how many tokens a sequence keeps keys and values; None: some layer sees all."""
+        sliding = [self.window(layer) for layer in range(self.num_layers)]
+        return None if None in sliding else self.sliding_window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,9 +310,9 @@ def _build(kind: Any, data: Any) -> Any:
         return None
     if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
-        return kind(
-            **{field.name: _build(hints[field.name], data[field.name]) for field in fields(kind)}
-        )
+        # what is younger than the data has a default
+        known = [field for field in fields(kind) if field.default is MISSING or field.name in data]
+        return kind(**{field.name: _build(hints[field.name], data[field.name]) for field in known})
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
         return _build(next(arm for arm in get_args(kind) if arm is not type(None)), data)

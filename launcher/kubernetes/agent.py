@@ -39,6 +39,7 @@ from parctl.launcher.kubernetes.report import (
 )
 from parctl.launcher.secrets import redact
 
+RELAY = "parctl.launcher.kubernetes.relay"
 CONNECT_S = 5.0
 RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 TAIL_LINES = 200
@@ -59,11 +60,14 @@ class Agent:
         stop_grace_s: float,
         secrets: list[str],  # values that no message may hold
         last_words: Path,
+        endpoint_port: int | None = None,  # where clients come in, whichever pod has the endpoint
     ) -> None:
         self._hello, self._leader, self._node = hello, leader, node
         self._own_leader, self._coordinated = own_leader, coordinated
         self._stop_grace_s, self._secrets = stop_grace_s, secrets
         self._last_words = last_words
+        self._endpoint_port = endpoint_port
+        self._relay: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._selector = selectors.DefaultSelector()
         self._selector.register(node.output, selectors.EVENT_READ)
@@ -146,11 +150,24 @@ class Agent:
         elif "order" in message:
             if "start" in message["order"]:
                 self._running = True
+                self._hand_clients_on(message["order"]["start"])
                 self._on_trial = message["order"]["start"]["attempt"] == 0
                 self._tails.clear()
             self._node.send(message["order"])
         elif "done" in message:
             self._finish(message["done"])
+
+    def _hand_clients_on(self, start: Mapping[str, Any]) -> None:
+        """Relay from this pod to the one with torch's rank 0, until ranks start elsewhere."""
+        if self._relay is not None:
+            self._relay.kill()
+            self._relay.wait()
+            self._relay = None
+        is_trial = start["attempt"] == 0
+        if self._endpoint_port is not None and not start["leads"] and not is_trial:
+            target = start["ranks"][0]["env"]["MASTER_ADDR"]
+            words = [sys.executable, "-P", "-m", RELAY, str(self._endpoint_port), target]
+            self._relay = subprocess.Popen(words, stdin=subprocess.DEVNULL)
 
     def _finish(self, done: Mapping[str, Any]) -> None:
         self._code = int(done["code"])

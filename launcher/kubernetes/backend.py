@@ -16,6 +16,7 @@ from parctl.launcher.contexts import Context, resolve_context
 from parctl.launcher.kubernetes import names
 from parctl.launcher.kubernetes.client import Client
 from parctl.launcher.kubernetes.kubeconfig import ClusterAccess, find_access
+from parctl.launcher.kubernetes.leader_worker_set import LEADER_WORKER_SET, LWS_API
 from parctl.launcher.kubernetes.logs import follow_logs, leader_log, read_logs
 from parctl.launcher.kubernetes.names import Object
 from parctl.launcher.kubernetes.objects import (
@@ -49,7 +50,7 @@ class KubernetesBackend:
         self._access: ClusterAccess | None = None
         self._client: Client | None = None
         self._recipe_namespace: str | None = None
-        self._has_jobset = True  # until a cluster was asked
+        self._has_jobset = self._has_lws = True  # until a cluster was asked
         self._watches: dict[str, RunWatch] = {}
         self._reads: dict[str, int] = {}
 
@@ -65,6 +66,8 @@ class KubernetesBackend:
         self._recipe_namespace = spec.namespace
         if spec.kind == "auto":
             self._has_jobset = self.client.serves(*JOBSET)
+            if recipe.task == "serve":
+                self._has_lws = self.client.serves(LWS_API, LEADER_WORKER_SET)
         yield
 
     def render(self, plan: Plan, run_id: str, topology: Topology | None = None) -> Manifests:
@@ -80,6 +83,7 @@ class KubernetesBackend:
             queue=self._context.queue,
             image=os.environ.get("PARCTL_IMAGE"),
             has_jobset=self._has_jobset,
+            has_lws=self._has_lws,
             topology=topology,
             workdir=None if workdir is None else read_workdir(Path(workdir)),
         )

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 from parctl.launcher.kubernetes.causes import Cause, event_line, events_of
 from parctl.launcher.kubernetes.facts import Facts
-from parctl.launcher.kubernetes.objects import created_unix, phase_of
+from parctl.launcher.kubernetes.leader_worker_set import LEADER_WORKER_SET
+from parctl.launcher.kubernetes.names import NUM_PODS
+from parctl.launcher.kubernetes.objects import annotation_of, created_unix, phase_of
 from parctl.launcher.kubernetes.state import is_suspended
 
 QUIET_S = 20.0  # a controller that has done nothing for so long is not running
@@ -94,6 +96,8 @@ def _has_pods(facts: Facts) -> bool:
     """Whether all of the wanted pods are there, so that the refusal is a thing of the past."""
     living = [pod for pod in facts.run.rank_pods if phase_of(pod) not in ("Failed", "Succeeded")]
     wanted = facts.run.workload["spec"].get("parallelism")
+    if facts.run.workload["kind"] == LEADER_WORKER_SET:
+        wanted = int(annotation_of(facts.run.workload, NUM_PODS) or 1)
     return bool(living) and (wanted is None or len(living) >= wanted)
 
 

@@ -1,6 +1,7 @@
 """How a run ended, and what took pods from it on the way."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from parctl.launcher.backend import State
 from parctl.launcher.kubernetes import names
@@ -92,8 +93,7 @@ def _killed_for_memory(pods: Sequence[Object]) -> list[Cause]:
     causes = []
     for pod in sorted(pods, key=created_unix, reverse=True):
         for container in containers(pod):
-            state = (container.get("state") or {}).get("terminated") or {}
-            if state.get("reason") != "OOMKilled":
+            if _last_end(container).get("reason") != "OOMKilled":
                 continue
             limit = _memory_limit(pod, container["name"])
             causes.append(
@@ -105,6 +105,13 @@ def _killed_for_memory(pods: Sequence[Object]) -> list[Cause]:
                 )
             )
     return causes
+
+
+def _last_end(container: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How a container ended that does not run now; one that waits is to be started again."""
+    now = container.get("state") or {}
+    before = (container.get("lastState") or {}) if "waiting" in now else {}
+    return now.get("terminated") or before.get("terminated") or {}
 
 
 def _memory_limit(pod: Object, name: str) -> str:

@@ -43,7 +43,7 @@ def _on_dead_node(facts: Facts, pod: Object, node: str, said: str) -> Cause:
     if _stuck_s(facts, pod) > 0:
         workload = facts.run.workload
         coordinated = annotation_of(workload, names.RECOVERY) == "coordinator"
-        manual = not coordinated and workload["kind"] != "RayJob"
+        manual = not coordinated and workload["kind"] in ("Job", "JobSet")
         return Cause(
             sentence=f"{sentence}; the pod cannot be replaced before it is known to be gone",
             fix=f"if the machine is really off: `kubectl taint node {node} "

@@ -7,7 +7,7 @@ from typing import Any
 from parctl.launcher.kubernetes.causes import Cause, event_line, events_of
 from parctl.launcher.kubernetes.facts import Facts
 from parctl.launcher.kubernetes.names import Object
-from parctl.launcher.kubernetes.objects import created_unix
+from parctl.launcher.kubernetes.objects import created_unix, is_gated
 from parctl.launcher.kubernetes.state import is_suspended
 
 QUIET_S = 15.0
@@ -15,7 +15,8 @@ QUIET_S = 15.0
 
 def queue_causes(facts: Facts) -> Sequence[Cause]:
     """Why the run is not admitted; empty when it is, or goes through no queue."""
-    if not is_suspended(facts.run.workload):
+    held = is_suspended(facts.run.workload) or any(map(is_gated, facts.run.rank_pods))
+    if not held:
         return []
     if facts.queue is None:
         return [

@@ -87,6 +87,19 @@ def _resources(facts: Facts, pod: Object, message: str) -> tuple[str, str] | Non
                 "put fewer ranks on a node: lower `tp`, or plan for this cluster",
             )
     name = next((each for each in lacking if "/" in each), lacking[0])
+    out_of_use = [
+        str(node["metadata"]["name"])
+        for node in _matching_nodes(facts, pod)
+        if node["spec"].get("unschedulable")
+        and _amount(node["status"].get("allocatable") or {}, name) >= _need(pod, name)
+    ]
+    if out_of_use:
+        verb = "is" if len(out_of_use) == 1 else "are"
+        return (
+            f"{some(out_of_use)}, which could take a pod, {verb} cordoned, and the other nodes "
+            f"have too little of {name} free",
+            "`kubectl uncordon NODE` when it may be used again, or wait until others have ended",
+        )
     holders = _holders(facts, name)
     held = f": held by {holders}" if holders else ""
     return (

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from parctl.errors import CannotPlaceError, UsageError
+from parctl.launcher.kubernetes.leader_worker_set import check_group
 from parctl.planner.plan import Plan
 from parctl.recipes.kubernetes_spec import KubernetesSpec
 
@@ -11,6 +12,8 @@ from parctl.recipes.kubernetes_spec import KubernetesSpec
 def check_plan(plan: Plan, spec: KubernetesSpec) -> None:
     """Raise UsageError or CannotPlaceError for what cannot work."""
     _check_even(plan)
+    if spec.kind == "leaderworkerset":
+        check_group(plan, spec)
     if spec.kind == "rayjob" and spec.recovery == "coordinator":
         raise UsageError(
             "recovery = coordinator, and a RayJob has a driver that does a coordinator's work",

@@ -7,6 +7,7 @@ from typing import Any
 from parctl.errors import BackendError
 from parctl.launcher.kubernetes import names
 from parctl.launcher.kubernetes.client import Client
+from parctl.launcher.kubernetes.leader_worker_set import LEADER_WORKER_SET, NAME_LABEL
 from parctl.launcher.kubernetes.names import Object
 from parctl.launcher.kubernetes.objects import RAY_API, RunObjects, kueue_api, label_of
 from parctl.launcher.kubernetes.report import Report
@@ -19,7 +20,9 @@ class Facts:
 
     run: RunObjects
     report: Report | None
-    jobs: Sequence[Object]  # the Jobs of a JobSet, the coordinator's, the RayCluster of a RayJob
+    # what makes pods for the workload: the Jobs of a JobSet, the coordinator's, a RayJob's
+    # RayCluster, the StatefulSets of a LeaderWorkerSet
+    jobs: Sequence[Object]
     events: Sequence[Mapping[str, Any]] | None  # of these objects, oldest first
     nodes: Sequence[Object] | None
     others: Sequence[Object] | None  # pods of anybody that use the same resource
@@ -69,6 +72,9 @@ def gather_facts(client: Client, run: RunObjects, report: Report | None) -> Fact
         jobs = [*jobs, *(read("jobs", "batch/v1", "Job", labels=own) or [])]
     if run.workload["kind"] == "RayJob":
         jobs = [*jobs, *(read("Ray clusters", RAY_API, "RayCluster", labels=run_label) or [])]
+    if run.workload["kind"] == LEADER_WORKER_SET:
+        own = f"{NAME_LABEL}={run.run_id}"
+        jobs = [*jobs, *(read("stateful sets", "apps/v1", "StatefulSet", labels=own) or [])]
     events = read("events", "v1", "Event")
     queue = label_of(run.workload, names.QUEUE)
     entry, local_queue, cluster_queue = None, None, None

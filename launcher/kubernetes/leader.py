@@ -29,6 +29,7 @@ from parctl.launcher.hang import hang_of
 from parctl.launcher.kubernetes import names
 from parctl.launcher.kubernetes.binding import bind_fewer, bind_plan
 from parctl.launcher.kubernetes.channel import listen
+from parctl.launcher.kubernetes.leader_worker_set import INDEX_VARIABLE
 from parctl.launcher.kubernetes.pod_files import read_plan, read_topology, run_folder
 from parctl.launcher.kubernetes.report import (
     MARK,
@@ -281,16 +282,20 @@ def peer_attempts(team: PodTeam) -> int:
 
 
 def lead_one_attempt(
-    leader: Leader, *, gather_timeout_s: float, stopped: Callable[[], bool]
+    leader: Leader, *, gather_timeout_s: float, stopped: Callable[[], bool], endless: bool = False
 ) -> int:
-    """Native recovery: gather, run once, leave. Returns the exit code of every container."""
+    """Native recovery: gather, run once, leave. Returns the exit code of every container.
+
+    `endless`: pods start again whatever they leave with, as those of a LeaderWorkerSet do.
+    """
+    failed = State.RESTARTING if endless else State.FAILED
     why = leader.gather(timeout_s=gather_timeout_s, stopped=stopped)
     if why is not None:
         if stopped():
             leader.release(names.SAVED)
             return names.SAVED
         fix = "`parctl why` says what the absent pods wait for"
-        leader.change(state=State.FAILED, verdict=plain_verdict(why, cause=why, fix=fix))
+        leader.change(state=failed, verdict=plain_verdict(why, cause=why, fix=fix))
         leader.release(names.FAILED)
         return names.FAILED
     earlier = peer_attempts(leader.team)
@@ -304,7 +309,7 @@ def lead_one_attempt(
         code = names.SAVED
     else:
         retried = earlier < leader.plan.recipe.launch.retries
-        leader.change(state=State.RESTARTING if retried else State.FAILED, verdict=verdict)
+        leader.change(state=State.RESTARTING if retried else failed, verdict=verdict)
         code = names.FAILED
     leader.release(code)
     return code
@@ -350,6 +355,7 @@ def main() -> int:
             leader,
             gather_timeout_s=kubernetes_spec(plan).gather_timeout_s,
             stopped=lambda: stop.asked or team.leaving_s is not None,
+            endless=INDEX_VARIABLE in os.environ,
         )
     except Exception as error:
         traceback.print_exc()

@@ -158,7 +158,8 @@ def _readable(run: RunObjects) -> list[Object]:
 
 
 def _has_started(pod: Object) -> bool:
-    states = [each.get("state") or {} for each in containers(pod) if _is_main(each["name"])]
+    own = [each for each in containers(pod) if _is_main(each["name"])]
+    states = [each.get(when) or {} for each in own for when in ("state", "lastState")]
     return any("running" in state or "terminated" in state for state in states)
 
 

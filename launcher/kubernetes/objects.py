@@ -7,6 +7,7 @@ from typing import Any
 
 from parctl.launcher.kubernetes import names
 from parctl.launcher.kubernetes.client import ApiError, Client
+from parctl.launcher.kubernetes.leader_worker_set import INDEX_LABEL, LEADER_WORKER_SET, LWS_API
 from parctl.launcher.kubernetes.names import Object
 
 RAY_API = "ray.io/v1"
@@ -14,6 +15,7 @@ WORKLOADS = (
     ("jobset.x-k8s.io/v1alpha2", "JobSet"),
     ("batch/v1", "Job"),
     (RAY_API, "RayJob"),
+    (LWS_API, LEADER_WORKER_SET),
 )
 FORBIDDEN = 403
 INDEX = "batch.kubernetes.io/job-completion-index"
@@ -71,8 +73,8 @@ def list_workloads(client: Client, *, owner: str | None, everywhere: bool = Fals
 
 
 def _may_be_closed(kind: str, error: ApiError) -> bool:
-    """Whoever may not read RayJobs has none: few accounts need that right."""
-    return kind == "RayJob" and error.code == FORBIDDEN
+    """Whoever may not read these has none: few accounts need that right."""
+    return kind in ("RayJob", LEADER_WORKER_SET) and error.code == FORBIDDEN
 
 
 def read_run(client: Client, run_id: str) -> RunObjects | None:
@@ -111,7 +113,7 @@ def condition(each: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
 
 
 def index_of(pod: Mapping[str, Any]) -> int | None:
-    value = annotation_of(pod, INDEX)
+    value = annotation_of(pod, INDEX) or label_of(pod, INDEX_LABEL)
     return int(value) if value is not None and value.isdigit() else None
 
 
@@ -139,9 +141,20 @@ def containers(pod: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def terminated(pod: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
-    """How the container of that name ended, if it has."""
+    """How the container of that name ended: now, or before it was started again."""
     for container in containers(pod):
         if container["name"] == name:
-            found: Mapping[str, Any] | None = (container.get("state") or {}).get("terminated")
+            now, before = container.get("state") or {}, container.get("lastState") or {}
+            found: Mapping[str, Any] | None = now.get("terminated") or before.get("terminated")
             return found
     return None
+
+
+def container_restarts(pod: Mapping[str, Any]) -> int:
+    """How often a container of the pod was started again in its place."""
+    return max((int(each.get("restartCount") or 0) for each in containers(pod)), default=0)
+
+
+def is_gated(pod: Mapping[str, Any]) -> bool:
+    """Whether somebody, Kueue for one, holds the pod back from the scheduler."""
+    return bool(pod["spec"].get("schedulingGates"))

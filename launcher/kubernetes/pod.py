@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from parctl.launcher.kubernetes.agent import Agent
+from parctl.launcher.kubernetes.endpoint import endpoint_port
+from parctl.launcher.kubernetes.leader_worker_set import INDEX_VARIABLE
 from parctl.launcher.kubernetes.node_process import NodePipe
 from parctl.launcher.kubernetes.pod_files import (
     read_plan,
@@ -36,12 +38,12 @@ def main() -> int:
     (directory / "state.json").write_text("{}", encoding="utf-8")
     plan_file = directory / "plan.json"
     plan_file.write_text(read_plan_text(), encoding="utf-8")
-    index = int(os.environ["JOB_COMPLETION_INDEX"])
+    index = int(os.environ.get(INDEX_VARIABLE) or os.environ["JOB_COMPLETION_INDEX"])
     leads = index == 0 and spec.recovery == "native"
     port = int(os.environ["PARCTL_CONTROL_PORT"])
     host = "localhost" if leads else os.environ["PARCTL_LEADER"]
     own_leader = start_leader() if leads else None
-    hello = describe(plan, index)
+    hello = describe(plan, index, starts=count_start(run_folder()))
     agent = Agent(
         hello,
         leader=(host, port),
@@ -51,6 +53,7 @@ def main() -> int:
         stop_grace_s=plan.recipe.launch.stop_grace_s,
         secrets=[os.environ.get(name, "") for name in plan.recipe.launch.secrets],
         last_words=Path(os.environ["PARCTL_LAST_WORDS"]),
+        endpoint_port=endpoint_port(plan),
     )
     return agent.run(connect_timeout_s=spec.gather_timeout_s)
 
@@ -63,8 +66,16 @@ def start_leader() -> subprocess.Popen[bytes]:
     )
 
 
-def describe(plan: Plan, index: int) -> dict[str, Any]:
-    """Who this pod is, as its leader is told."""
+def count_start(folder: Path) -> int:
+    """Note in the pod's own folder that its container starts; return how often it did before."""
+    counter = folder / "starts"
+    earlier = int(counter.read_text(encoding="utf-8")) if counter.exists() else 0
+    counter.write_text(str(earlier + 1), encoding="utf-8")
+    return earlier
+
+
+def describe(plan: Plan, index: int, *, starts: int) -> dict[str, Any]:
+    """Who this pod is, as its leader is told. `starts`: of its container before this one."""
     failures = os.environ.get("PARCTL_FAILURES", "")
     return {
         "index": index,
@@ -72,7 +83,7 @@ def describe(plan: Plan, index: int) -> dict[str, Any]:
         "uid": os.environ["PARCTL_POD_UID"],
         "node": os.environ["PARCTL_NODE"],
         "address": os.environ["PARCTL_POD_IP"],
-        "attempts": int(failures) if failures.isdigit() else 0,
+        "attempts": int(failures) if failures.isdigit() else starts,
         "missing": missing(plan),
         "python": sys.executable,
         "hardware": hardware() if plan.topology.get("kind") == "gpu" else None,

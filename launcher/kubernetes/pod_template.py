@@ -7,6 +7,7 @@ standard forbids: the node's network, folders of the node, RDMA (which pins memo
 from collections.abc import Mapping, Sequence
 
 from parctl.errors import UsageError
+from parctl.launcher.kubernetes.endpoint import endpoint_port, readiness
 from parctl.launcher.kubernetes.names import (
     AGENT_MOUNT,
     CONTAINER,
@@ -18,6 +19,7 @@ from parctl.launcher.kubernetes.names import (
 )
 from parctl.launcher.kubernetes.placement import affinity, tolerations
 from parctl.launcher.kubernetes.resources import pod_resources
+from parctl.launcher.nodes.environment import given_variables, refuse_reserved
 from parctl.planner.plan import Plan
 from parctl.recipes.kubernetes_spec import KubernetesSpec, VolumeSpec
 from parctl.recipes.spec import SecretSpec
@@ -26,6 +28,9 @@ from parctl.topology.model import Topology
 USER = 1000
 AGENT = "parctl.launcher.kubernetes.pod"
 LEAVE_S = 15  # for the agent, after the ranks have had their `stop_grace_s`
+RANKS_MAY_SET = ("HOME", "USER", "PYTHONPATH")
+# put into containers by the cluster's own controllers
+INJECTED = ("JOB_COMPLETION_INDEX", "LWS_LEADER_ADDRESS", "LWS_GROUP_SIZE", "LWS_WORKER_INDEX")
 # the name of a variable -> the field of the pod that it shows
 FIELDS = {
     "PARCTL_NODE": "spec.nodeName",
@@ -47,10 +52,13 @@ def pod_spec(
     attempt_field: str | None,  # of the pod, that counts earlier attempts
     payload: Sequence[str],  # names of ConfigMaps
 ) -> Object:
-    """The spec of the pods. `leader` is the host name where their agents meet."""
+    """The spec of the pods. `leader` is the host name where their agents meet.
+
+    UsageError: the recipe sets a variable that is ours, or has a secret that is not in the cluster.
+    """
     resources = pod_resources(plan, spec)
     fields = FIELDS | ({"PARCTL_FAILURES": attempt_field} if attempt_field else {})
-    environment = [
+    environment: list[Object] = [
         {"name": "PARCTL_RUN_ID", "value": run_id},
         {"name": "PARCTL_LEADER", "value": leader},
         {
@@ -67,10 +75,17 @@ def pod_spec(
             {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
             for name, path in fields.items()
         ),
-        *_secrets(plan.recipe.launch.secrets),
     ]
     if spec.agent_image:
         environment.append({"name": "PYTHONPATH", "value": AGENT_MOUNT})
+    own = [*(each["name"] for each in environment), *INJECTED]
+    secrets = plan.recipe.launch.secrets
+    # what a recipe sets goes to the ranks, where `HOME` is anybody's; secrets to the container
+    refuse_reserved(
+        given_variables(plan.recipe), also=[name for name in own if name not in RANKS_MAY_SET]
+    )
+    refuse_reserved(secrets, also=own)
+    environment += _secrets(secrets)
     volumes, mounts = _volumes(spec, resources.shared_memory, payload)
     container = {
         "name": CONTAINER,
@@ -82,6 +97,9 @@ def pod_spec(
         "terminationMessagePath": TERMINATION_LOG,
         "volumeMounts": mounts,
     }
+    port = endpoint_port(plan)
+    if port is not None:
+        container["readinessProbe"] = readiness(port)
     placed = affinity(plan, spec, run_id, topology)
     pod: Object = {
         "restartPolicy": "Never",

@@ -45,9 +45,8 @@ OPERATOR = {"app.kubernetes.io/name": "kuberay-operator"}
 
 def run_file(plan: Plan, spec: KubernetesSpec, run_id: str, *, has_work: bool) -> bytes:
     """What the driver reads beside the plan. `has_work`: `launch.workdir` is sent along."""
-    from parctl.launcher.ray.manifest import given_variables, refuse_reserved, run_settings
+    from parctl.launcher.ray.manifest import run_settings
 
-    refuse_reserved(given_variables(plan.recipe))
     script = plan.recipe.script
     workdir = (script.workdir if script else None) or (WORK if has_work else None)
     # where checkpoints go has been checked: `checks.check_plan`

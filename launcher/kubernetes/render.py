@@ -6,7 +6,8 @@
     Service RUN                          headless: the pods' names
     NetworkPolicy RUN                    only the run's own pods reach its ranks
     RUN-coordinator                      recovery: coordinator - account, role, Service, Job
-    Job | JobSet | RayJob RUN            the pods
+    Service RUN-endpoint                 task: serve, for clients
+    Job, JobSet, RayJob, LeaderWorkerSet the pods; it is called RUN
 
 The workload comes last, so that pods find what they mount.
 """
@@ -21,6 +22,18 @@ from parctl.launcher.backend import Manifests
 from parctl.launcher.kubernetes import names
 from parctl.launcher.kubernetes.checks import check_plan
 from parctl.launcher.kubernetes.coordinator_objects import coordinator_objects
+from parctl.launcher.kubernetes.endpoint import (
+    clients_may_enter,
+    endpoint_notes,
+    endpoint_port,
+    endpoint_service,
+)
+from parctl.launcher.kubernetes.leader_worker_set import (
+    group_annotations,
+    group_notes,
+    leader_worker_set,
+    may_be_group,
+)
 from parctl.launcher.kubernetes.names import Object
 from parctl.launcher.kubernetes.payload import WORKDIR, pack
 from parctl.launcher.kubernetes.placement import topology_request
@@ -53,6 +66,7 @@ class Target:
     queue: str | None = None  # when the recipe names none
     image: str | None = None  # when the recipe names none
     has_jobset: bool = True  # what `kind: auto` becomes
+    has_lws: bool = True
     topology: Topology | None = None  # the cluster that the plan was made for
     workdir: bytes | None = None  # launch.workdir, as `payload.read_workdir` packs it
 
@@ -62,7 +76,7 @@ def render(plan: Plan, run_id: str, target: Target) -> Manifests:
     run_id = check_run_id(run_id)
     spec = plan.recipe.launch.kubernetes or KubernetesSpec()
     check_plan(plan, spec)
-    shape = shape_of(spec, target)
+    shape = shape_of(plan, spec, target)
     maps = pack(_files(plan, spec, target, shape, run_id))
     payload = [f"{run_id}-plan" + (f"-{number}" if number else "") for number in range(len(maps))]
     objects: list[Object] = [
@@ -75,10 +89,13 @@ def render(plan: Plan, run_id: str, target: Target) -> Manifests:
         }
         for name, data in zip(payload, maps, strict=True)
     ]
-    if shape == "job":  # a JobSet brings its own, and a RayJob needs none
+    if shape == "job":  # JobSets and LeaderWorkerSets bring their own, and a RayJob needs none
         objects.append(_service(run_id))
     if spec.network_policy and not spec.host_network:
-        objects.append(_network_policy(run_id, shape))
+        objects.append(_network_policy(plan, run_id, shape))
+    port = endpoint_port(plan)
+    if port is not None:
+        objects.append(endpoint_service(run_id, port))
     leader = leader_host(shape, run_id)
     if spec.recovery == "coordinator":
         image = spec.agent_image or _image(plan, target)
@@ -90,15 +107,21 @@ def render(plan: Plan, run_id: str, target: Target) -> Manifests:
         backend="kubernetes",
         plan=plan,
         documents=tuple(_finished(each, plan, spec, run_id, target) for each in objects),
-        notes=privileged_choices(spec),
+        notes=(
+            *privileged_choices(spec),
+            *(group_notes(plan) if shape == "leaderworkerset" else ()),
+            *endpoint_notes(plan, run_id, target.namespace),
+        ),
     )
 
 
-def shape_of(spec: KubernetesSpec, target: Target) -> Shape:
+def shape_of(plan: Plan, spec: KubernetesSpec, target: Target) -> Shape:
     """What `kind` means on this cluster."""
-    if spec.kind == "auto":
-        return "jobset" if target.has_jobset else "job"
-    return spec.kind
+    if spec.kind != "auto":
+        return spec.kind
+    if target.has_lws and may_be_group(plan, spec):
+        return "leaderworkerset"
+    return "jobset" if target.has_jobset else "job"
 
 
 def _workload(
@@ -130,6 +153,8 @@ def _workload(
     template = merge_patch(template, spec.patch.get("Pod", {}))
     if shape == "rayjob":
         result = rayjob(plan, spec, run_id, template)
+    elif shape == "leaderworkerset":
+        result = leader_worker_set(plan, template)
     else:
         result = workload(shape, plan, run_id, spec.recovery, template)
     steps = plan.recipe.train.steps if plan.recipe.train else None
@@ -144,7 +169,8 @@ def _workload(
             names.NUM_PODS: str(plan.layout.num_nodes),
         }
         | ({} if steps is None else {names.STEPS: str(steps)})
-        | (OVERWRITE if shape == "rayjob" else {}),
+        | (OVERWRITE if shape == "rayjob" else {})
+        | (group_annotations(spec, queued=bool(queue)) if shape == "leaderworkerset" else {}),
     }
     return result
 
@@ -236,11 +262,14 @@ def _service(run_id: str) -> Object:
     }
 
 
-def _network_policy(run_id: str, shape: Shape) -> Object:
+def _network_policy(plan: Plan, run_id: str, shape: Shape) -> Object:
     own = {"podSelector": {"matchLabels": {names.RUN: run_id}}}
     ingress: list[Object] = [{"from": [own]}]
     if shape == "rayjob":
         ingress.append(operator_may_enter())
+    port = endpoint_port(plan)
+    if port is not None:
+        ingress.append(clients_may_enter(port))
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",

@@ -8,8 +8,9 @@ Who restarts what, by `launch.kubernetes.recovery`::
                  A pod that was lost is replaced, as often as it takes.
 
 Pods that leave with 143 have saved, and pods that a drain, an eviction or a pre-emption took are no
-failures: both are replaced and not counted. The third shape, a RayJob, has a driver of its own that
-does all this (`parctl.launcher.kubernetes.rayjob`).
+failures: both are replaced and not counted. A RayJob has a driver of its own that does all this
+(`parctl.launcher.kubernetes.rayjob`), and a LeaderWorkerSet starts again for ever
+(`parctl.launcher.kubernetes.leader_worker_set`).
 """
 
 from typing import Literal
@@ -24,7 +25,7 @@ from parctl.launcher.kubernetes.names import (
 from parctl.planner.plan import Plan
 from parctl.recipes.kubernetes_spec import KubernetesSpec, Recovery
 
-Shape = Literal["job", "jobset", "rayjob"]
+Shape = Literal["job", "jobset", "rayjob", "leaderworkerset"]
 JOBSET_API = "jobset.x-k8s.io/v1alpha2"
 # the field of a pod that counts the attempts before it
 ATTEMPT_FIELDS = {

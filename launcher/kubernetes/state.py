@@ -9,11 +9,13 @@ from dataclasses import replace
 
 from parctl.launcher.backend import RunStatus, State, Verdict
 from parctl.launcher.kubernetes import names
+from parctl.launcher.kubernetes.leader_worker_set import LEADER_WORKER_SET
 from parctl.launcher.kubernetes.names import Object
 from parctl.launcher.kubernetes.objects import (
     RunObjects,
     annotation_of,
     condition,
+    container_restarts,
     created_unix,
     phase_of,
     terminated,
@@ -41,6 +43,9 @@ def status_of(run: RunObjects, report: Report | None, *, server: str) -> RunStat
     verdict = status.verdict
     if state is State.FAILED and verdict is None:
         verdict = _verdict_of_objects(run)
+    if run.workload["kind"] == LEADER_WORKER_SET:
+        counts = [status.restarts, *map(container_restarts, run.rank_pods)]
+        status = replace(status, restarts=max(counts))
     return _with(status, state=state, verdict=verdict)
 
 
@@ -111,6 +116,10 @@ def _counted_state(workload: Object) -> State:
     if workload["kind"] == "RayJob":
         return progress_of_rayjob(workload)
     status = workload.get("status") or {}
+    if workload["kind"] == LEADER_WORKER_SET:
+        if status.get("readyReplicas"):
+            return State.RUNNING
+        return State.PLACING if status.get("replicas") else State.PENDING
     if workload["kind"] == "JobSet":
         jobs = status.get("replicatedJobsStatus") or ()
         active = sum(int(job.get("active") or 0) for job in jobs)

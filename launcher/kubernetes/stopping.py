@@ -7,8 +7,15 @@ from typing import Any
 from parctl.errors import BackendError, ParctlError
 from parctl.launcher.kubernetes import names
 from parctl.launcher.kubernetes.client import ApiError, Client
+from parctl.launcher.kubernetes.leader_worker_set import LEADER_WORKER_SET
 from parctl.launcher.kubernetes.names import Object
-from parctl.launcher.kubernetes.objects import RunObjects, find_workload, kueue_api, phase_of
+from parctl.launcher.kubernetes.objects import (
+    RunObjects,
+    find_workload,
+    index_of,
+    kueue_api,
+    phase_of,
+)
 from parctl.launcher.kubernetes.state import end_of
 
 POLL_S = 0.25
@@ -37,7 +44,9 @@ def cancel_run(client: Client, run: RunObjects, *, grace_s: float | None) -> Non
         return
     name = workload["metadata"]["name"]
     change: Object = {"metadata": {"annotations": {names.CANCELLED: f"{client.now_unix:.3f}"}}}
-    change["spec"] = {"suspend": True}
+    # a set has no word for being suspended, and keeps nothing when it is to have no group
+    is_set = workload["kind"] == LEADER_WORKER_SET
+    change["spec"] = {"replicas": 0} if is_set else {"suspend": True}
     client.delete("batch/v1", "Job", names.coordinator_name(name))
     client.patch(workload["apiVersion"], workload["kind"], name, change)
     _evict(client, workload)
@@ -47,6 +56,8 @@ def cancel_run(client: Client, run: RunObjects, *, grace_s: float | None) -> Non
     while pods and time.monotonic() < deadline + SLACK_S:
         late = time.monotonic() >= deadline
         for pod in pods:
+            if is_set and not late and index_of(pod):
+                continue  # made again as long as the pod is there that its StatefulSet belongs to
             deleting = "deletionTimestamp" in pod["metadata"]
             if late or grace_s is not None or not deleting:
                 left_s = max(1, int(deadline - time.monotonic()))

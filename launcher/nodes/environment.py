@@ -5,9 +5,11 @@ What a node decides itself (its own environment, the log, the interface of its a
 `parctl.launcher.nodes.node`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from parctl.errors import UsageError
+from parctl.recipes.spec import Recipe
 from parctl.topology.layout import Layout, Slot
 
 # of `RayRun`; set where neither the environment of Ray on the node nor the recipe does
@@ -31,6 +33,24 @@ RESERVED = (
     *("TORCHELASTIC_MAX_RESTARTS", "TORCHELASTIC_USE_AGENT_STORE"),
     *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"),
 )
+
+
+def given_variables(recipe: Recipe) -> dict[str, str]:
+    """The variables that a recipe sets itself."""
+    return {**recipe.launch.env, **(recipe.script.env if recipe.script else {})}
+
+
+def refuse_reserved(given: Iterable[str], *, also: Iterable[str] = ()) -> None:
+    """Raise UsageError for variables that parctl sets itself. `also`: what the back end adds."""
+    reserved = {*RESERVED, *also}
+    # the two that parctl only proposes
+    reserved -= {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"}
+    taken = [name for name in given if name in reserved]
+    if taken:
+        raise UsageError(
+            f"the recipe sets {', '.join(f'`{name}`' for name in taken)}, which parctl sets itself",
+            hint="choose another name, or leave it out",
+        )
 
 
 def rank_environments(

@@ -9,6 +9,7 @@ from tests.launcher.plans import script_plan
 from parctl.launcher.backend import Manifests
 from parctl.launcher.kubernetes.render import Target, render
 from parctl.planner.plan import Plan
+from parctl.recipes.inference_spec import SamplingSpec, ServeSpec
 from parctl.recipes.kubernetes_spec import KubernetesSpec, TolerationSpec, VolumeSpec
 from parctl.recipes.spec import SecretSpec
 from parctl.topology.model import Topology
@@ -49,6 +50,37 @@ def plan_of(
         memory=memory or {},
         backend={"kind": "kubernetes"},
     )
+
+
+def serve_plan(
+    spec: KubernetesSpec | None = None, *, host: str = "0.0.0.0", port: int = 8000, **launch: Any
+) -> Plan:
+    """An endpoint on two nodes; its model is nobody's business here."""
+    plan = plan_of(spec, **launch)
+    sampling = SamplingSpec(
+        max_tokens=16,
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        min_p=0.0,
+        repetition_penalty=1.0,
+        presence_penalty=0.0,
+        frequency_penalty=0.0,
+        seed=None,
+        stop=(),
+    )
+    serve = ServeSpec(
+        host=host,
+        port=port,
+        model_name="tiny",
+        api_key_from=None,
+        max_concurrent=4,
+        max_body_bytes=1024,
+        max_samples=1,
+        drain_s=1.0,
+        sampling=sampling,
+    )
+    return replace(plan, recipe=replace(plan.recipe, task="serve", script=None, serve=serve))
 
 
 def cluster(*, per_node: int = 8, tiers: tuple[str, ...] = ()) -> Topology:
@@ -93,6 +125,10 @@ CASES: Mapping[str, tuple[Plan, Target]] = {
     "rayjob": (
         plan_of(KubernetesSpec(kind="rayjob"), retries=2, queue="research"),
         replace(TARGET, topology=RACKS),
+    ),
+    "serve": (
+        serve_plan(KubernetesSpec(topology="example.com/rack")),
+        TARGET,
     ),
     "foreign-image": (
         plan_of(KubernetesSpec(agent_image=IMAGE), image="parctl.test/foreign:1"),
@@ -152,6 +188,8 @@ def pod_template(workload: Mapping[str, Any]) -> Any:
     spec = workload["spec"]
     if "rayClusterSpec" in spec:
         return spec["rayClusterSpec"]["workerGroupSpecs"][0]["template"]
+    if "leaderWorkerTemplate" in spec:
+        return spec["leaderWorkerTemplate"]["workerTemplate"]
     if "replicatedJobs" in spec:
         spec = spec["replicatedJobs"][0]["template"]["spec"]
     return spec["template"]

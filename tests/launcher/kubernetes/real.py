@@ -226,16 +226,21 @@ class Probe:
 
 
 def start_probe(
-    here: Here, *, run_id: str = "probe-1", parallelism: str = "DP4", **launch: Any
+    here: Here,
+    *,
+    run_id: str = "probe-1",
+    parallelism: str = "DP4",
+    planned: Callable[[], None] = lambda: None,
+    **launch: Any,
 ) -> Probe:
-    """Launch the counting probe with a shared volume."""
+    """Launch the counting probe with a shared volume. `planned`: called before it is submitted."""
     volume = here.cluster.claim(here.namespace, "shared")
     shared = {"shared": {"mount": MOUNT, "claim": "shared"}}
     kubernetes = {"volumes": shared, **launch.pop("kubernetes", {})}
     recipe = here.recipe(
         ["python3", "-S", "-c", PROBE], parallelism, kubernetes=kubernetes, **launch
     )
-    here.launch(recipe, run_id)
+    here.launch(recipe, run_id, planned=planned)
     return Probe(here=here, volume=volume, run_id=run_id)
 
 

@@ -32,7 +32,8 @@ def pod_of(case: str, namespace: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_server_accepts_every_object_strictly(here: Here, case: str) -> None:
-    here.cluster.controllers.ensure(*(["kuberay"] if case == "rayjob" else []))
+    needed = {"rayjob": "kuberay", "serve": "lws"}
+    here.cluster.controllers.ensure(*([needed[case]] if case in needed else []))
     text = yaml.safe_dump_all(documents(case, here.namespace))
 
     words = ["apply", "--dry-run=server", "--validate=strict", "--server-side", "-f", "-"]

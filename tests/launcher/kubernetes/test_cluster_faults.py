@@ -104,6 +104,18 @@ def test_a_drained_node_is_left_with_the_work_saved(here: Here) -> None:
     assert here.status().restarts == 0
 
 
+def test_a_cordoned_node_is_named_and_used_once_it_is_free(here: Here) -> None:
+    probe = start_probe(here, planned=lambda: here.cluster.nodes["gpu-2"].cordon(True))
+    said = here.diagnosis_until("cordoned")
+
+    here.cluster.nodes["gpu-2"].cordon(False)
+    probe.counting()
+
+    assert "gpu-2" in said.sentence
+    assert homes(here) == {"gpu-1", "gpu-2"}
+    assert probe.finish().state is State.SUCCEEDED
+
+
 def test_a_run_does_not_notice_an_api_server_that_restarts(here: Here) -> None:
     probe = start_probe(here)
     before = probe.counting()

@@ -4,6 +4,7 @@ import time
 
 import pytest
 from tests.cluster.machine import wait_until
+from tests.cluster.queues import make_queue
 from tests.launcher.kubernetes.real import Here, start_probe
 from tests.launcher.kubernetes.test_cluster_faults import alive
 
@@ -38,6 +39,28 @@ def test_a_killed_rank_starts_again_and_the_end_frees_the_nodes(here: Here) -> N
     assert next(line for line in text if line.startswith("rank 3 on gpu-2")).endswith("from 0")
     assert "the run is Succeeded" in here.log()
     assert "the run is Succeeded" in here.why().sentence
+    here.ask(lambda backend: backend.delete("probe-1"))
+    wait_until(lambda: not here.objects(), seconds=60, what="nothing of the run")
+
+
+def test_a_queue_holds_a_run_back_whole_and_lets_it_in_whole(here: Here) -> None:
+    here.cluster.controllers.ensure("kuberay", "kueue")
+    make_queue(here.cluster, here.namespace, gpus=2)
+    probe = start_probe(here, kubernetes=RAYJOB, queue="team")  # of 4
+    said = here.diagnosis_until("team", seconds=90)
+    waiting = here.status()
+    before = here.cluster.api.list("Pod", here.namespace)
+
+    make_queue(here.cluster, here.namespace, gpus=4)
+    probe.counting(seconds=300)
+    nodes = {pod["spec"]["nodeName"] for pod in here.pods()}
+    ended = probe.finish()
+
+    assert "4" in said.sentence and "2" in said.sentence
+    assert waiting.state is State.PENDING
+    assert before == []
+    assert nodes == {"gpu-1", "gpu-2"}
+    assert ended.state is State.SUCCEEDED
     here.ask(lambda backend: backend.delete("probe-1"))
     wait_until(lambda: not here.objects(), seconds=60, what="nothing of the run")
 

@@ -17,6 +17,7 @@ from tests.launcher.kubernetes.cases import (
     manifests,
     plan_of,
     pod_template,
+    serve_plan,
 )
 
 from parctl.errors import CannotPlaceError, UsageError
@@ -29,6 +30,7 @@ from parctl.recipes.spec import CheckpointSpec, SecretSpec
 from parctl.topology.layout import Proof
 
 GOLDENS = Path(__file__).parent / "goldens"
+SECRET = SecretSpec(from_env=None, secret="store", key="value")
 WRITE = "PARCTL_WRITE_GOLDENS" in os.environ  # here: every test starts without such variables
 
 
@@ -206,6 +208,30 @@ def test_the_value_of_a_secret_is_never_asked_for() -> None:
     plan = plan_of(secrets={"TOKEN": SecretSpec(from_env="TOKEN", secret=None, key=None)})
     with pytest.raises(UsageError, match="must not be written into an object"):
         render(plan, "a-run", TARGET)
+
+
+@pytest.mark.parametrize("kind", ["job", "jobset", "rayjob", "leaderworkerset"])
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"env": {"RANK": "0", "MASTER_ADDR": "x"}}, "`RANK`, `MASTER_ADDR`"),
+        ({"env": {"PARCTL_LEADER": "elsewhere"}}, "`PARCTL_LEADER`"),
+        ({"env": {"LWS_WORKER_INDEX": "1"}}, "`LWS_WORKER_INDEX`"),
+        ({"secrets": {"WORLD_SIZE": SECRET}}, "`WORLD_SIZE`"),
+        ({"secrets": {"HOME": SECRET}}, "`HOME`"),
+    ],
+)
+def test_variables_that_parctl_sets_are_nobody_elses(
+    kind: Any, given: dict[str, Any], named: str
+) -> None:
+    made = serve_plan if kind == "leaderworkerset" else plan_of
+    with pytest.raises(UsageError, match=f"^the recipe sets {named}, which parctl sets itself"):
+        render(made(KubernetesSpec(kind=kind), **given), "a-run", TARGET)
+
+
+def test_a_recipe_may_set_what_is_only_proposed() -> None:
+    given = {"HOME": "/root", "GLOO_SOCKET_IFNAME": "eth1", "NCCL_DEBUG": "INFO"}
+    assert render(plan_of(env=given), "a-run", TARGET).documents
 
 
 def test_a_secret_is_a_reference(monkeypatch: pytest.MonkeyPatch) -> None:
