@@ -186,6 +186,7 @@ def _compare(rounds: int) -> None:
     for name, values in found.items():
         if name in failed:
             print(f"{name:<20}{'failed':>20}  {failed[name]}")
+        if name not in times:
             continue
         moved = ", ".join(str(m.moved) for m in values)
         ratio = "" if name == "parctl" else f"{times['parctl'] / times[name]:.2f}"

@@ -46,16 +46,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nodes", type=int, nargs="*", default=[4, 8, 16])
     options = parser.parse_args()
-    with _cluster(4, gpus=GROUP):
+    with start_nodes(4, gpus=GROUP):
         _count_groups()
     for nodes in options.nodes:
-        with _cluster(nodes, gpus=1):
+        with start_nodes(nodes, gpus=1):
             submitted, running = _place_everywhere(nodes)
         print(f"{nodes:>5} nodes: submitted in {submitted:.1f} s, all ranks after {running:.1f} s")
 
 
 @contextmanager
-def _cluster(nodes: int, *, gpus: int) -> Iterator[None]:
+def start_nodes(nodes: int, *, gpus: int) -> Iterator[None]:
     """Start a cluster of so many nodes, and point the environment to it."""
     resources = {"num_gpus": gpus, "num_cpus": gpus}
     cluster = start_cluster({f"node-{n}": resources for n in range(nodes)})

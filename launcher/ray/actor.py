@@ -40,10 +40,8 @@ def give_up_packages() -> str | None:
 class ParctlAgent:
     """Stands for `parctl.launcher.ray.agent.Agent` on a node."""
 
-    def __init__(
-        self, package: str | None, node: str, settings: Mapping[str, Any], plan: str
-    ) -> None:
-        self._package, self._given = package, (node, settings, plan)
+    def __init__(self, package: str | None, node: str, settings: str, plan: str) -> None:
+        self._package, self._given = package, (node, json.loads(settings), plan)
         self._agent: Any = None
 
     def describe(self) -> Any:

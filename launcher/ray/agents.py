@@ -1,5 +1,6 @@
 """Starting agents in the bundles of a placement group, and what they say of their nodes."""
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from parctl.errors import ParctlError
 from parctl.launcher.ray import actor
 from parctl.launcher.ray.team import Member
 from parctl.topology.names import few
+
+INLINE_BYTES = 100_000  # Ray makes an object per call of an argument that is larger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,21 +27,26 @@ def start_agents(
     group: Any, needs: Mapping[str, Mapping[str, float]], sent: Sent
 ) -> dict[str, Any]:
     """Start one agent per bundle of a placement group, in their order; by node."""
-    return {
-        name: start_agent(group, index, name, need, sent)
-        for index, (name, need) in enumerate(needs.items())
-    }
+    start = _starter(group, sent)
+    return {name: start(index, name, need) for index, (name, need) in enumerate(needs.items())}
 
 
 def start_agent(group: Any, index: int, name: str, need: Mapping[str, float], sent: Sent) -> Any:
     """Start the agent of node `name` in a bundle; nothing is waited for."""
+    return _starter(group, sent)(index, name, need)
+
+
+def _starter(group: Any, sent: Sent) -> Callable[[int, str, Mapping[str, float]], Any]:
+    """What starts agents in a placement group: all of them are given the same two objects."""
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     ray.cloudpickle.register_pickle_by_value(actor)
-    return (
-        ray.remote(actor.ParctlAgent)
-        .options(
+    agent = ray.remote(actor.ParctlAgent)
+    settings, plan = (_once(given) for given in (json.dumps(dict(sent.settings)), sent.plan))
+
+    def start(index: int, name: str, need: Mapping[str, float]) -> Any:
+        return agent.options(
             num_cpus=need["CPU"],
             num_gpus=need.get("GPU", 0),
             max_restarts=0,
@@ -46,9 +54,16 @@ def start_agent(group: Any, index: int, name: str, need: Mapping[str, float], se
             scheduling_strategy=PlacementGroupSchedulingStrategy(
                 placement_group=group, placement_group_bundle_index=index
             ),
-        )
-        .remote(sent.package, name, dict(sent.settings), sent.plan)
-    )
+        ).remote(sent.package, name, settings, plan)
+
+    return start
+
+
+def _once(text: str) -> Any:
+    """A text as it goes to every agent: a long one once per node, and not once more per call."""
+    import ray
+
+    return text if len(text) < INLINE_BYTES else ray.put(text)
 
 
 def described(

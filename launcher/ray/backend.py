@@ -24,13 +24,14 @@ from parctl.launcher.ray.jobs import (
     follow_job_log,
     job_log,
     list_jobs,
+    node_lives,
     read_file,
     read_json,
     send_package,
     stop_job,
     submit_job,
 )
-from parctl.launcher.ray.record import PLAN_KEY, read_details
+from parctl.launcher.ray.record import PLAN_KEY, Details, read_details
 from parctl.launcher.ray.run_files import log_name
 from parctl.launcher.ray.status import status_of
 from parctl.launcher.run_id import check_run_id
@@ -86,11 +87,7 @@ class RayBackend:
         return RunRef(run_id=run_id, backend="ray", created=True)
 
     def status(self, run_id: str) -> RunStatus:
-        job = self._find(run_id)
-        details = read_details(
-            read_json(self._dashboard, job.driver_node, log_name(run_id, "driver", "state.json"))
-        )
-        return status_of(job, details, where=self._where(job))
+        return self._look(run_id)[2]
 
     def logs(
         self, run_id: str, *, rank: int | None, since: float | None, tail: int | None, follow: bool
@@ -114,17 +111,21 @@ class RayBackend:
         if job.driver_node is None:
             return
         if not follow:
-            written = read_lines(
-                job_log(self._dashboard, job.job_id).splitlines(), rank=rank, since=since
-            )
+            written = read_lines(job_log(self._dashboard, job).splitlines(), rank=rank, since=since)
             yield from written if tail is None else tail_of_each(written, tail)
             return
         began = time.time()
         if tail is not None:
             yield from self._logs(job, rank=rank, since=since, tail=tail, follow=False)
             since = began
-        lines = follow_job_log(self._dashboard, job, ended=lambda: self._find(job.job_id).ended)
-        yield from read_lines(lines, rank=rank, since=since)
+
+        def over() -> bool:
+            found = self._find(job.job_id)
+            return found.ended or self._driver_lost(found)
+
+        yield from read_lines(
+            follow_job_log(self._dashboard, job, ended=over), rank=rank, since=since
+        )
 
     def cancel(self, run_id: str, *, grace_s: float | None = None) -> None:
         """Stop a run and wait until Ray says that it has ended. An ended one stays as it is."""
@@ -149,20 +150,22 @@ class RayBackend:
         delete_job(self._dashboard, run_id)
 
     def list(self) -> Sequence[RunStatus]:
-        """Every run of the cluster, newest first, by one request; ranks are left to `status`."""
+        """Every run of the cluster, newest first; ranks are left to `status`.
+
+        One request, and one more for every node that a driver lives on: that is the head.
+        """
+        jobs = [job for job in list_jobs(self._dashboard) if PLAN_KEY in job.metadata]
+        drivers = {job.driver_node for job in jobs if job.driver_node and not job.ended}
+        lost = {node for node in drivers if not node_lives(self._dashboard, node)}
         runs = [
-            status_of(job, None, where=self._where(job))
-            for job in list_jobs(self._dashboard)
-            if PLAN_KEY in job.metadata
+            status_of(job, None, where=self._where(job), driver_lost=job.driver_node in lost)
+            for job in jobs
         ]
         return sorted(runs, key=lambda run: (-run.created_unix, run.run_id))
 
     def why(self, run_id: str) -> Diagnosis:
-        job = self._find(run_id)
-        details = read_details(
-            read_json(self._dashboard, job.driver_node, log_name(run_id, "driver", "state.json"))
-        )
-        return diagnose(job, status_of(job, details, where=self._where(job)), details)
+        job, details, status = self._look(run_id)
+        return diagnose(job, status, details)
 
     def metrics(self, run_id: str) -> Sequence[Mapping[str, Any]]:
         job = self._find(run_id)
@@ -188,12 +191,28 @@ class RayBackend:
             )
         return True
 
+    def _look(self, run_id: str) -> tuple[Job, Details | None, RunStatus]:
+        """Its row of the table, what its driver wrote, and what follows from the two."""
+        job = self._find(run_id)
+        details = read_details(
+            read_json(self._dashboard, job.driver_node, log_name(run_id, "driver", "state.json"))
+        )
+        lost = details is None and self._driver_lost(job)
+        return job, details, status_of(job, details, where=self._where(job), driver_lost=lost)
+
+    def _driver_lost(self, job: Job) -> bool:
+        """Whether the table has a run going on whose driver's node is gone."""
+        if job.ended or job.driver_node is None:
+            return False
+        return not node_lives(self._dashboard, job.driver_node)
+
     def _find(self, run_id: str) -> Job:
         job = find_job(self._dashboard, run_id)
         if job is None or PLAN_KEY not in job.metadata:
             raise UnknownRunError(
                 f"there is no run `{run_id}` on Ray at {self._dashboard.address}",
-                hint="`parctl list -b ray` shows the runs",
+                hint="`parctl list -b ray` shows the runs; a head that was started again without "
+                "fault tolerance has forgotten those before it",
             )
         return job
 

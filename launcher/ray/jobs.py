@@ -18,6 +18,8 @@ QUIET_S = 1.0  # with no new line for so long it is asked whether the run has en
 SETTLE_S = 0.5  # what is still under way when it has
 LONG_SILENCE_S = 3600.0
 EVERYTHING = -1  # lines
+NO_AGENT = "No available agent"  # in the words of Ray's refusal
+AGENT_S = 60.0  # a head that starts on a busy machine; its dashboard answers before its agent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +53,40 @@ def list_jobs(dashboard: Dashboard) -> list[Job]:
     return [_job(row) for row in rows if row.get("submission_id")]
 
 
-def submit_job(dashboard: Dashboard, request: Mapping[str, Any]) -> None:
-    dashboard.post("/api/jobs/", request)
+def submit_job(
+    dashboard: Dashboard, request: Mapping[str, Any], *, patience_s: float = AGENT_S
+) -> None:
+    """Put a job into the table.
+
+    The head hands it to the agent of its own node, which comes up later than the dashboard. As long
+    as there is none, Ray refuses after ten seconds; it is asked again for `patience_s`, and then
+    BackendError is raised.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            dashboard.post("/api/jobs/", request)
+            return
+        except BackendError as error:
+            if NO_AGENT not in error.message:
+                raise
+            if time.monotonic() >= deadline:
+                raise BackendError(
+                    f"Ray at {dashboard.address} takes no jobs: the agent on its head node has not "
+                    f"come up in {patience_s:g} s",
+                    hint="`dashboard_agent.log` on the head node says why; often its port "
+                    "(--dashboard-agent-listen-port) is taken",
+                ) from error
+        time.sleep(POLL_S)
+
+
+def node_lives(dashboard: Dashboard, node_id: str) -> bool:
+    """Whether the cluster has a node of this id now."""
+    answer = dashboard.get(
+        "/api/v0/nodes", filter_keys="node_id", filter_predicates="=", filter_values=node_id
+    )
+    rows = answer["data"]["result"]["result"]
+    return any(row.get("state") == "ALIVE" for row in rows)
 
 
 def stop_job(dashboard: Dashboard, job_id: str) -> None:
@@ -101,9 +135,17 @@ def read_json(dashboard: Dashboard, node: str | None, name: str) -> Any:
         return None
 
 
-def job_log(dashboard: Dashboard, job_id: str) -> str:
-    """All that a driver has printed so far."""
-    text: str = dashboard.get(f"/api/jobs/{quoted(job_id)}/logs")["logs"]
+def job_log(dashboard: Dashboard, job: Job) -> str:
+    """All that a driver has printed so far, which is a file on its node."""
+    try:
+        text: str = dashboard.get(f"/api/jobs/{quoted(job.job_id)}/logs")["logs"]
+    except BackendError as error:
+        if job.driver_node is None or node_lives(dashboard, job.driver_node):
+            raise
+        raise BackendError(
+            f"the log of `{job.job_id}` is gone with the node that its driver ran on",
+            hint="with `storage`, the ranks' own logs are in STORAGE/RUN_ID/logs",
+        ) from error
     return text
 
 
@@ -133,7 +175,7 @@ def follow_job_log(dashboard: Dashboard, job: Job, *, ended: Callable[[], bool])
             seen += 1
             yield line
         if ended():
-            yield from job_log(dashboard, job.job_id).splitlines()[seen:]
+            yield from job_log(dashboard, job).splitlines()[seen:]
             return
         time.sleep(QUIET_S)
 

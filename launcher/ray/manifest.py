@@ -5,7 +5,7 @@ are named, never read: a job's environment can be seen by whoever may list jobs.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from parctl.errors import UsageError
 from parctl.launcher.nodes.environment import (
     AT_START,
     ENVIRONMENT_DEFAULTS,
-    RESERVED,
+    given_variables,
     ranks_in_words,
+    refuse_reserved,
 )
 from parctl.launcher.ray.packages import (
     SHIPPED,
@@ -125,23 +126,6 @@ def run_settings(
         "secrets": {name: secret.from_env for name, secret in recipe.launch.secrets.items()},
         "ranks": ranks_in_words(plan.layout),
     }
-
-
-def given_variables(recipe: Recipe) -> dict[str, str]:
-    """The variables that a recipe sets itself."""
-    return {**recipe.launch.env, **(recipe.script.env if recipe.script else {})}
-
-
-def refuse_reserved(given: Iterable[str]) -> None:
-    """Raise UsageError for variables that parctl sets itself."""
-    taken = [name for name in given if name in RESERVED]
-    # the two that parctl only proposes
-    taken = [name for name in taken if not name.endswith("_SOCKET_IFNAME")]
-    if taken:
-        raise UsageError(
-            f"the recipe sets {', '.join(f'`{name}`' for name in taken)}, which parctl sets itself",
-            hint="choose another name, or leave it out",
-        )
 
 
 def _refuse_secrets(recipe: Recipe) -> None:

@@ -77,9 +77,11 @@ class Placer:
 
     def _place(self, deadline: float, fewer_from: float | None) -> Placed | None:
         while not self._stopped():
+            looked = time.monotonic()
             nodes = read_nodes()
-            fewer = fewer_from is not None and time.monotonic() >= fewer_from
+            fewer = fewer_from is not None and looked >= fewer_from
             found = self._plan_on(nodes, fewer=fewer)
+            look_s = time.monotonic() - looked
             if found is not None:
                 placed = self._take(*found, nodes)
                 if placed is not None:
@@ -99,7 +101,7 @@ class Placer:
             needs = self._needs(self._plan)
             if not all(n in nodes and nodes[n].could_hold(need) for n, need in needs.items()):
                 self._open.ask(list(needs.values()), without=self._barred(nodes))
-            time.sleep(RETRY_S)
+            time.sleep(max(RETRY_S, look_s))  # thousands of nodes are not to keep the head busy
         return None
 
     def mend(self, placed: Placed) -> bool:

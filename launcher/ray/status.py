@@ -1,7 +1,8 @@
 """The state of a run from its row in Ray's job table and its driver's own word. Pure.
 
 The driver's word counts as long as the driver lives, and after it when it said how the run ended.
-A driver that ended without saying so was killed.
+A driver that ended without saying so was killed. A head that was started again is another node, and
+still lists the jobs of the one before as running, which nobody watches: such a driver is lost.
 """
 
 import re
@@ -13,12 +14,18 @@ from parctl.launcher.verdict import fix_for, plain_verdict
 
 FINISHED_ROW = {"SUCCEEDED": State.SUCCEEDED, "STOPPED": State.CANCELLED, "FAILED": State.FAILED}
 KILLED = (-9, 137)
+LAUNCH_AGAIN = "launch it again: training resumes from the newest checkpoint in `checkpoint.dir`"
 
 
-def status_of(job: Job, details: Details | None, *, where: str) -> RunStatus:
-    """Put the two together. `details` None: they cannot be read, or were not asked for."""
+def status_of(
+    job: Job, details: Details | None, *, where: str, driver_lost: bool = False
+) -> RunStatus:
+    """Put the two together. `details` None: they cannot be read, or were not asked for.
+
+    `driver_lost`: the cluster has the driver's node no more, whatever Ray's table says.
+    """
     record = read_record(job.metadata)
-    state, verdict = _state(job, record)
+    state, verdict = _state(job, record, driver_lost)
     ranks = details.ranks if details else ()
     if state.ended:
         ranks = tuple(_ended(rank) for rank in ranks)
@@ -42,20 +49,32 @@ def status_of(job: Job, details: Details | None, *, where: str) -> RunStatus:
     )
 
 
-def _state(job: Job, record: Record | None) -> tuple[State, Verdict | None]:
-    if record is not None and (record.state.ended or not job.ended):
+def _state(job: Job, record: Record | None, driver_lost: bool) -> tuple[State, Verdict | None]:
+    over = job.ended or driver_lost
+    if record is not None and (record.state.ended or not over):
         return record.state, record.verdict
-    if not job.ended:
+    if not over:
         return State.PENDING, None
+    if not job.ended:
+        return State.FAILED, _loss(record)
     state = FINISHED_ROW.get(job.status, State.UNKNOWN)
     if state is not State.FAILED:
         return state, None
     return state, _death(job, record)
 
 
+def _loss(record: Record | None) -> Verdict:
+    """What is known of a run whose driver's node is not in the cluster any more."""
+    return plain_verdict(
+        f"the driver was lost with its node {_stage(record)}",
+        cause="death of the driver",
+        fix=LAUNCH_AGAIN,
+    )
+
+
 def _death(job: Job, record: Record | None) -> Verdict:
     """What is known of a run whose driver did not live to tell it."""
-    stage = f"while the run was {record.state}" if record else "before it said anything"
+    stage = _stage(record)
     last = _last_words(job.message)
     if job.driver_exit in KILLED or "JobSupervisor" in job.message or not last:
         # who was killed said nothing of it: the last line is any rank's
@@ -63,10 +82,13 @@ def _death(job: Job, record: Record | None) -> Verdict:
         return plain_verdict(
             f"the driver was killed {stage}{said}",
             cause="death of the driver",
-            fix="the head node may be out of memory or was restarted; launch it again: training "
-            "resumes from the newest checkpoint in `checkpoint.dir`",
+            fix=f"the head node may be out of memory or was restarted; {LAUNCH_AGAIN}",
         )
     return plain_verdict(f"the driver failed {stage}: {last}", cause=last, fix=fix_for(job.message))
+
+
+def _stage(record: Record | None) -> str:
+    return f"while the run was {record.state}" if record else "before it said anything"
 
 
 def _last_words(message: str) -> str:

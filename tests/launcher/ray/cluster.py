@@ -40,6 +40,15 @@ CONFIG = {
     "RAY_DISABLE_IMPORT_WARNING": "1",
 }
 
+HEAD = {
+    "num_cpus": 0,
+    "num_gpus": 0,
+    "include_dashboard": True,
+    "dashboard_agent_listen_port": 0,  # whichever is free
+    "include_log_monitor": False,
+    "labels": {"parctl.dev/node": "head"},
+}
+
 
 @dataclass(kw_only=True)
 class RayCluster:
@@ -74,6 +83,10 @@ class RayCluster:
         """End the head with its tables, dashboard and raylet."""
         self._order(behead=True)
 
+    def restart_head(self) -> None:
+        """End the head as `kill_head` does, and start another at the same addresses."""
+        self._order(restart=True)
+
     def forget(self, name: str) -> None:
         """Let the holder reap what is left of a node."""
         self._order(forget=name)
@@ -107,11 +120,15 @@ class RayCluster:
 
 
 def start_cluster(
-    nodes: Mapping[str, Mapping[str, Any]], *, python: str = sys.executable
+    nodes: Mapping[str, Mapping[str, Any]],
+    *,
+    python: str = sys.executable,
+    fault_tolerant: bool = False,
 ) -> RayCluster:
     """Start a head without devices and `nodes`, each `{"num_gpus": 8, "num_cpus": 2}` or alike.
 
-    `python` is the interpreter that Ray runs in.
+    `python` is the interpreter that Ray runs in. `fault_tolerant`: the head keeps its tables in
+    files, and has them again when it is restarted.
     """
     folder = Path(tempfile.mkdtemp(prefix="pr-", dir="/tmp"))  # short: Ray makes sockets below it
     with (folder / "holder.log").open("w") as log:
@@ -122,7 +139,7 @@ def start_cluster(
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=_clean_environment(folder, python),
+            env=_clean_environment(folder, python, fault_tolerant=fault_tolerant),
             start_new_session=True,
         )
     cluster = RayCluster(holder=holder, folder=folder, address="")
@@ -136,7 +153,7 @@ def start_cluster(
     return cluster
 
 
-def _clean_environment(folder: Path, python: str) -> dict[str, str]:
+def _clean_environment(folder: Path, python: str, *, fault_tolerant: bool) -> dict[str, str]:
     token = folder / "token"
     token.write_text(TOKEN)
     kept = {
@@ -144,9 +161,11 @@ def _clean_environment(folder: Path, python: str) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("RAY_", "PARCTL_", "CUDA_"))
     }
+    kept_tables = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(folder / "tables")}
     return {
         **kept,
         **CONFIG,
+        **(kept_tables if fault_tolerant else {}),
         "HOME": str(folder),
         "RAY_TMPDIR": str(folder),
         "RAY_AUTH_MODE": "token",
@@ -183,18 +202,16 @@ def _hold(folder: str) -> None:
         order = json.loads(line)
         answer: dict[str, Any] = {}
         if "start" in order:
-            head = _tried(
-                lambda: cluster.add_node(
-                    num_cpus=0,
-                    num_gpus=0,
-                    include_dashboard=True,
-                    dashboard_port=_free_port(),
-                    dashboard_agent_listen_port=_free_port(),
-                    include_log_monitor=False,
-                    labels={"parctl.dev/node": "head"},
-                )
-            )
+            head = _tried(lambda: cluster.add_node(**HEAD, dashboard_port=_free_port()))
             answer = {"address": f"http://{head.webui_url}"}
+        elif "restart" in order:
+            _behead(cluster)
+            ports = {
+                "dashboard_port": _port(cluster.webui_url),
+                "gcs_server_port": _port(cluster.gcs_address),
+            }
+            cluster.head_node = None
+            _tried(partial(cluster.add_node, **HEAD, **ports))
         elif "add" in order:
             name = order.pop("add")
             labels = {"parctl.dev/node": name, **order.pop("labels", {})}
@@ -206,7 +223,7 @@ def _hold(folder: str) -> None:
             (raylet,) = nodes[order["reap"]].all_processes["raylet"]
             raylet.process.wait()
         elif "behead" in order:
-            cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
+            _behead(cluster)
         elif "forget" in order:
             node = nodes.pop(order["forget"])
             cluster.remove_node(node, allow_graceful=False)
@@ -215,6 +232,14 @@ def _hold(folder: str) -> None:
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
     cluster.shutdown()
+
+
+def _behead(cluster: Any) -> None:
+    cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2])
 
 
 def _rows(cluster: Any, node_id: str) -> list[Any]:

@@ -55,7 +55,7 @@ class Outcomes:
 
     def _noticed(self, backend: RayBackend, run_id: str) -> float:
         """Seconds until the driver gave the attempt up."""
-        for line in job_log(backend._dashboard, run_id).splitlines():
+        for line in job_log(backend._dashboard, backend._find(run_id)).splitlines():
             match = LINE.fullmatch(line)
             if match and match[3] is None and match[4].startswith("attempt 1: "):
                 seconds = timegm(time.strptime(match[1], "%Y-%m-%dT%H:%M:%S"))

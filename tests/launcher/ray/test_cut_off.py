@@ -24,8 +24,8 @@ from tests.launcher.ray.runs import (
 )
 
 from parctl.cli.main import run as parctl
-from parctl.errors import BackendError
-from parctl.launcher.backend import State
+from parctl.errors import BackendError, UnknownRunError
+from parctl.launcher.backend import RunStatus, State
 from parctl.launcher.ray.backend import RayBackend
 from parctl.launcher.run_id import new_run_id
 
@@ -129,3 +129,65 @@ def test_what_a_node_lacks_is_told_and_when_the_head_dies_no_rank_stays(
     with pytest.raises(BackendError, match="does not answer") as caught:
         backend.status(run_id)
     outcomes.note("head: kill -9", "exit code 5", caught.value.message, run_id=run_id)
+
+    # started again without its tables it knows of no run
+    other_cluster.restart_head()
+    with pytest.raises(UnknownRunError, match=f"there is no run `{run_id}`") as unknown:
+        until(lambda: asked(backend, run_id))
+    assert "a head that was started again" in str(unknown.value.hint)
+    assert backend.list() == []
+
+
+def asked(backend: RayBackend, run_id: str) -> RunStatus | None:
+    """The status of a run, once the dashboard answers."""
+    try:
+        return backend.status(run_id)
+    except UnknownRunError:
+        raise
+    except BackendError:
+        return None
+
+
+@pytest.fixture
+def lasting_cluster(
+    clean_environment: Path, bare: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[RayCluster]:
+    """One node, and a head that keeps its tables."""
+    cluster = start_cluster(
+        {"only-0": {"num_gpus": 4, "num_cpus": 4}}, python=bare, fault_tolerant=True
+    )
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    yield cluster
+    cluster.close()
+
+
+def test_a_head_that_restarts_with_its_tables_has_lost_the_driver_and_the_run_can_be_repeated(
+    lasting_cluster: RayCluster,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    outcomes: Outcomes,
+) -> None:
+    backend, source = RayBackend(), script(tmp_path, UP, {"dp": 2, "tp": 2}, retries=1)
+    launch(source, run_id="head-1")
+    in_state(backend, "head-1", State.RUNNING)
+    outcomes.begin()
+    lasting_cluster.restart_head()
+
+    # Ray's own table says that it runs, until somebody stops it or submits another job
+    status = until(lambda: asked(backend, "head-1"))
+    assert status.state is State.FAILED
+    assert status.verdict is not None
+    said = status.verdict.sentence
+    assert said == "the driver was lost with its node while the run was Running"
+    assert [(run.run_id, run.state) for run in backend.list()] == [("head-1", State.FAILED)]
+    until(lambda: not processes("head-1"), seconds=60)
+    outcomes.note("head: restarted, with its tables", "Failed", said, run_id="head-1")
+    assert parctl(["logs", "head-1", "-b", "ray"]) == 5
+    assert "is gone with the node that its driver ran on" in capsys.readouterr().err
+
+    launch(source, run_id="head-2")  # the nodes are the same, and free
+    in_state(backend, "head-2", State.RUNNING)
+    backend.cancel("head-2", grace_s=0)
+    backend.delete("head-1")
+    assert [run.run_id for run in backend.list()] == ["head-2"]

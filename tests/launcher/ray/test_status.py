@@ -103,6 +103,18 @@ def test_a_driver_that_was_killed_said_nothing() -> None:
     assert status.ended_unix == 140.0
 
 
+def test_a_driver_whose_node_is_gone_is_lost_whatever_the_table_says() -> None:
+    going_on = with_record(JOB, RECORD)
+    status = status_of(going_on, DETAILS, where="", driver_lost=True)
+
+    assert status.state is State.FAILED
+    assert status.verdict is not None
+    assert status.verdict.sentence == "the driver was lost with its node while the run was Running"
+    assert [rank.state for rank in status.ranks] == ["lost"]
+    over = with_record(JOB, replace(RECORD, state=State.SUCCEEDED, ended_unix=130.0))
+    assert status_of(over, None, where="", driver_lost=True).state is State.SUCCEEDED
+
+
 def test_a_driver_that_could_not_start_says_why() -> None:
     message = "failed with exit code 1, last logs:\n/usr/bin/python3: No module named ray"
     failed = replace(JOB, status="FAILED", driver_exit=1, message=message)
