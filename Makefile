@@ -60,7 +60,7 @@ matrix-kubernetes: $(INSTALLED)
 
 # Every right of the chart's roles taken away in turn; `make test` runs a part of it.
 matrix-helm: $(INSTALLED)
-	PARCTL_MATRIX=1 $(BIN)/python -m pytest tests/helm/test_access.py
+	PARCTL_MATRIX=1 $(BIN)/python -m pytest tests/helm/access
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -10,6 +10,9 @@
 reads them, of all running sequences at worst. All ranks of a replica have equally many blocks,
 those of the fullest stage, because one scheduler deals them out.
 
+Where all layers have a sliding window, a sequence keeps no more than that and a chunk, whatever its
+length; where some see everything, all its blocks.
+
 `max_sequences` at full context follows from the blocks; the engine admits requests by the same
 number. Replicas (`dp`) hold the same and change nothing.
 """
@@ -105,7 +108,7 @@ def estimate_inference_memory(
         for number, layers in enumerate(chunks)
     ]
     tokens_per_block = spec.block_size * degrees.cp
-    needed = ceil_div(spec.max_context, tokens_per_block)
+    needed = _blocks_at_once(model, spec, tokens_per_block)
     blocks = spec.kv_blocks
     if blocks is None:
         wanted = spec.max_sequences * needed
@@ -136,6 +139,15 @@ def kv_bytes_per_token(model: ModelSpec, degrees: Degrees, element: int) -> int:
     if model.mla is not None:
         return (model.mla.kv_lora_rank + model.mla.qk_rope_head_dim) * element
     return 2 * ceil_div(model.num_kv_heads, degrees.tp) * model.head_dim * element
+
+
+def _blocks_at_once(model: ModelSpec, spec: InferenceSpec, tokens_per_block: int) -> int:
+    """Blocks that one sequence of the longest context holds at most."""
+    every = ceil_div(spec.max_context, tokens_per_block)
+    if model.kept_window is None:
+        return every
+    # a window and a chunk may begin in the middle of a block
+    return min(every, ceil_div(model.kept_window - 1 + spec.chunk, tokens_per_block) + 1)
 
 
 def _bare_stage(

@@ -154,6 +154,9 @@ def _attention_s(
     model, degrees, product = setting.model, setting.degrees, setting.product
     assert product.bf16_flops and product.memory_bytes_s
     heads = ceil_div(model.num_heads, degrees.tp)
+    if model.sliding_window is not None:
+        windows = (model.window(layer) or context for layer in range(model.num_layers))
+        context = sum(min(context, window) for window in windows) / model.num_layers
     flops = 4.0 * own * context * heads * model.head_dim * model.num_layers
     if tokens == sequences:  # cp ranks share the context of a single token, not the tokens
         flops /= degrees.cp

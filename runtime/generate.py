@@ -27,7 +27,7 @@ from parctl.runtime.inference.engine import Engine
 from parctl.runtime.inference.request import Emitted, Request
 from parctl.runtime.serving.answers import Envelope
 from parctl.runtime.serving.ask import Ask, BadRequestError, Limits, Reader
-from parctl.runtime.serving.bodies import ChatBody, CompletionBody
+from parctl.runtime.serving.bodies import ChatBody, CompletionBody, first_fault
 from parctl.runtime.serving.leaders import Leaders
 from parctl.runtime.serving.prompts import read_lines
 from parctl.runtime.serving.samples import AnswerWriter
@@ -126,9 +126,8 @@ def read_ask(given: Mapping[str, Any], reader: Reader, limits: Limits) -> Ask:
             return reader.chat(ChatBody.model_validate_json(json.dumps(body)), limits)
         return reader.completion(CompletionBody.model_validate_json(json.dumps(body)), limits)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        path = ".".join(str(step) for step in first["loc"])
-        raise BadRequestError(f"{path}: {first['msg']}") from error
+        message, param = first_fault(error)
+        raise BadRequestError(message, param=param) from error
 
 
 def read_part(part: Path) -> list[dict[str, Any]]:
@@ -191,7 +190,7 @@ class Writer:
         ask = job.ask
         self._jobs[job.index] = job
         self._answers[job.index] = [
-            AnswerWriter(index, self._tokenizer, ask.sampling)
+            AnswerWriter(index, self._tokenizer, ask.sampling, before=ask.text_before(index))
             for index in range(len(ask.prompts) * ask.n)
         ]
         for place, prompt in enumerate(ask.prompts):

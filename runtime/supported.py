@@ -70,6 +70,13 @@ def unbuilt_forms(recipe: Recipe, degrees: Mapping[str, int]) -> list[str]:
         if recipe.model.vision:
             split = {"SP": parallelism.sp, "CP": degrees.get("cp", 1) > 1}
             forms += [f"{name} of an image's patches" for name, asked in split.items() if asked]
+    if recipe.train and recipe.model:
+        window, length = recipe.model.sliding_window, recipe.train.seq_len
+        if window is not None and window < length:
+            forms.append(
+                f"training with model.sliding_window {window} below train.seq_len {length} "
+                "(up to the window's length all tokens are seen)"
+            )
     if recipe.train and recipe.train.precision == "fp16":
         forms.append("train.precision fp16 (it needs loss scaling; bf16 has the range of fp32)")
     directory = recipe.checkpoint.dir if recipe.checkpoint else None

@@ -60,12 +60,21 @@ def architecture(model: ModelSpec) -> str:
 
 
 def common_differences(model: ModelSpec) -> dict[str, bool]:
+    by_layer = model.qk_norm or (model.qkv_bias and not model.bias)
     return {
         f"family {model.family}": model.family not in ("llama", "moe", "gpt", "t5"),
         "attention that is not causal": not model.causal,
         "an encoder": model.num_encoder_layers > 0 and model.family != "t5",
         "multi-token prediction": model.num_mtp_layers > 0,
         "parallel_blocks": model.parallel_blocks,
+        # Mistral and Mixtral have one for all layers, others none
+        "a sliding window": model.sliding_window is not None
+        and (
+            model.family == "gpt"
+            or model.mla is not None
+            or (model.bias and model.moe is None)
+            or (model.kept_window is None and (model.moe is not None or not by_layer))
+        ),
     }
 
 
@@ -210,7 +219,28 @@ def config_of(model: ModelSpec, *, dtype: str) -> dict[str, Any]:
                 "decoder_sparse_step": model.moe.layer_period,
                 "mlp_only_layers": list(range(model.moe.num_dense_layers)),
             }
-    return config
+    return config | window_fields(model, kind)
+
+
+def window_fields(model: ModelSpec, kind: str) -> dict[str, Any]:
+    """Return what says that layers have a sliding window; Llama with one is Mistral."""
+    window = model.sliding_window
+    if window is None:
+        return {}
+    if kind.startswith("qwen"):
+        fields = {"use_sliding_window": True, "sliding_window": window}
+        if kind == "qwen3_moe":
+            return fields
+        sliding = [model.window(layer) is not None for layer in range(model.num_layers)]
+        names = ["sliding_attention" if slides else "full_attention" for slides in sliding]
+        return {**fields, "max_window_layers": 0, "layer_types": names}
+    if kind == "mixtral":
+        return {"sliding_window": window}
+    return {
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        "sliding_window": window,
+    }
 
 
 def t5_fields(model: ModelSpec) -> dict[str, Any]:

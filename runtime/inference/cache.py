@@ -6,6 +6,9 @@ which serves all heads as key and, but for its rotated end, as value: then `valu
 
 The last block is nobody's: padding, and what other cp ranks hold, is written there.
 
+A row is one head's tokens of a block when it is read, and one head's one token when it is written.
+Which rows a step touches is the same for all layers, so it is found once (`inputs`).
+
 Shapes: K key/value heads of this rank, H their width, T tokens, R sequences, M blocks, L tokens of
 M blocks.
 """
@@ -43,23 +46,19 @@ class LayerCache:
     def parts(self) -> tuple[Tensor, ...]:
         return (self.keys,) if self.values is self.keys else (self.keys, self.values)
 
-    def write(self, slots_T: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> None:
-        blocks_T, places_T = slots_T // self.block_size, slots_T % self.block_size
-        self.keys[blocks_T, :, places_T] = k_TKH
-        if self.values is not self.keys:
-            self.values[blocks_T, :, places_T] = v_TKH
+    def write(self, rows_TK: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> None:
+        rows = rows_TK.flatten()
+        for part, new_TKH in zip(self.parts, (k_TKH, v_TKH), strict=False):
+            width = part.shape[-1]
+            part.view(-1, width).index_copy_(0, rows, new_TKH.reshape(-1, width))
 
-    def read(self, blocks_RM: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, rows_RKM: Tensor) -> tuple[Tensor, Tensor]:
         """Return the keys and values `[R, K, L, H]` of several sequences."""
-        num_sequences, num_blocks = blocks_RM.shape
-        heads_K = torch.arange(self.num_heads, device=blocks_RM.device)
-        rows_RKM = (blocks_RM * self.num_heads).unsqueeze(1) + heads_K.unsqueeze(1)
+        num_sequences, num_heads, num_blocks = rows_RKM.shape
 
         def gather(part: Tensor) -> Tensor:
             rows = part.view(-1, *part.shape[2:]).index_select(0, rows_RKM.flatten())
-            return rows.view(
-                num_sequences, self.num_heads, num_blocks * self.block_size, part.shape[-1]
-            )
+            return rows.view(num_sequences, num_heads, num_blocks * self.block_size, part.shape[-1])
 
         keys = gather(self.keys)
         return keys, keys if self.values is self.keys else gather(self.values)

@@ -9,7 +9,9 @@ A step with prompts is split by tokens, as in training (2411.01783 calls the sec
     to what was before them  queries of all ranks are gathered, each rank answers for its blocks,
                              and the answers go back to the ranks whose queries they were
 
-No rank ever holds the keys of a whole sequence, only those of one step's tokens.
+No rank ever holds the keys of a whole sequence, only those of one step's tokens. In a layer with a
+sliding window a token sees few of the new ones, which were gathered to be written to the blocks
+anyhow: each rank's queries take them from there.
 
 Shapes: C ranks, S tokens of this rank, T = C S, N query heads, K key/value heads, H width.
 """
@@ -42,21 +44,28 @@ class ContextMix:
         step: Step,
         group: dist.ProcessGroup,
         kind: Literal["ring", "ulysses"],
+        window: int | None = None,
     ) -> None:
         self._cache, self._step, self._group = cache, step, group
+        self._window = window
         self._ulysses = UlyssesParts(group, causal=True) if kind == "ulysses" else None
 
     def __call__(self, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
         inputs = self._step.inputs
         if inputs.part is None:
-            self._cache.write(inputs.slots_T, k_TKH, v_TKH)
+            self._cache.write(inputs.rows_TK, k_TKH, v_TKH)
             out_TNX = self._look_back(q_TNH, inputs)
             parts = all_gather_tokens(out_TNX.unsqueeze(0), self._group)
             return merge(parts.view(self._group.size(), *out_TNX.shape)).to(q_TNH.dtype)
         gather = partial(whole_step, part=inputs.part, group=self._group)
-        self._cache.write(inputs.slots_T, gather(k_TKH), gather(v_TKH))
-        own_SNX = self._among_new(q_TNH, k_TKH, v_TKH, inputs)
-        if not any(one.length for one in inputs.fresh) and not inputs.reads:
+        k_whole, v_whole = gather(k_TKH), gather(v_TKH)
+        self._cache.write(inputs.rows_TK, k_whole, v_whole)
+        if self._window is None:
+            own_SNX = self._among_new(q_TNH, k_TKH, v_TKH, inputs)
+        else:
+            own_SNX = self._within(self._window, q_TNH, k_whole, v_whole, inputs)
+        view = inputs.views[self._window]
+        if not any(one.length for one in view.fresh) and not view.reads:
             return own_SNX[..., :-1].to(q_TNH.dtype)
         looked_TNX = self._look_back(gather(q_TNH), inputs)
         rows = order_of(inputs.part, len(q_TNH), q_TNH.device)
@@ -70,11 +79,12 @@ class ContextMix:
         wide = torch.promote_types(q_TNH.dtype, torch.float32)
         answers_TNX = q_TNH.new_zeros((*q_TNH.shape[:2], q_TNH.shape[2] + 1), dtype=wide)
         answers_TNX[..., -1] = -math.inf
-        for reads in inputs.reads:
+        view = inputs.views[self._window]
+        for reads in view.reads:
             out, lse = attend_blocks(q_TNH[reads.tokens], self._cache, reads, with_lse=True)
             assert lse is not None
             answers_TNX[reads.tokens] = pack(out, lse)
-        for fresh in inputs.fresh:
+        for fresh in view.fresh:
             if fresh.length > 0:
                 own = fresh.tokens
                 answers_TNX[own] = pack(*attend_history(q_TNH[own], self._cache, fresh))
@@ -90,6 +100,26 @@ class ContextMix:
         q = q * math.sqrt(q.shape[-1])
         out, lse = ring_attention(q, k, v, documents_1T, True, self._group.group_name)
         return pack(out[0], lse[0].T)
+
+    def _within(
+        self, window: int, q_SNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, inputs: StepInputs
+    ) -> Tensor:
+        """Each token sees those of its sequence that the window reaches: `[S, N, H + 1]`."""
+        assert inputs.part is not None
+        # a sequence's tokens of the step are successive, so places differ as positions do
+        places_S = inputs.part.positions(len(q_SNH), q_SNH.device)
+        places_T = torch.arange(len(k_TKH), device=q_SNH.device)
+        back_ST = places_S.unsqueeze(1) - places_T
+        same_ST = inputs.documents_T[places_S].unsqueeze(1) == inputs.documents_T
+        queries, keys, values = heads_first(*(x.unsqueeze(0) for x in (q_SNH, k_TKH, v_TKH)))
+        out, lse = blockwise.forward(
+            queries,
+            *expand(keys, values, queries),
+            scale=1.0,
+            causal=False,
+            visible=(same_ST & (back_ST >= 0) & (back_ST < window))[None, None],
+        )
+        return pack(out[0].transpose(0, 1), lse[0].T)
 
 
 class UlyssesParts(UlyssesKernel):

@@ -75,8 +75,16 @@ class Engine:
 
     def __init__(self, stage: Stage, config: EngineConfig, place: Place, sampler: Sampler) -> None:
         model, paging = stage.model.model, stage.paging
-        room = config.num_blocks * paging.tokens_per_block
-        longest = min(config.max_context or model.max_seq_len, model.max_seq_len, room)
+        blocks = BlockManager(
+            config.num_blocks,
+            paging.tokens_per_block,
+            num_host_blocks=config.num_host_blocks,
+            prefix_cache=config.prefix_cache,
+            window=model.kept_window,
+        )
+        longest = min(config.max_context or model.max_seq_len, model.max_seq_len)
+        if blocks.most_at_once(longest, config.max_tokens_per_step) > config.num_blocks:
+            longest = min(longest, config.num_blocks * paging.tokens_per_block)
         self.max_context = longest
         self._config, self._place, self._stage = config, place, stage
         self._vocab_size = model.vocab_size
@@ -84,12 +92,7 @@ class Engine:
         self._runner = Runner(stage, place, sampler)
         self._scheduler = Scheduler(
             config,
-            BlockManager(
-                config.num_blocks,
-                paging.tokens_per_block,
-                num_host_blocks=config.num_host_blocks,
-                prefix_cache=config.prefix_cache,
-            ),
+            blocks,
             max_context=longest,
             num_in_flight=place.num_stages,
         )
@@ -190,7 +193,8 @@ class Engine:
         block_bytes = self._stage.cache.num_bytes // (self._config.num_blocks + 1)
         filled: dict[int, int] = {}
         for sequence in scheduler.running:
-            for index, block in enumerate(sequence.table.blocks):
+            table = sequence.table
+            for index, block in enumerate(table.blocks[table.num_gone :], table.num_gone):
                 tokens = sequence.num_scheduled - index * blocks.block_size
                 tokens = max(min(tokens, blocks.block_size), filled.get(block, 0))
                 filled[block] = tokens

@@ -8,6 +8,8 @@ step's tokens, in a row. The kernel writes keys and values to their blocks and m
     several tokens (a prompt)   a causal part among themselves, without a gather, and a full part
                                 for what was before them; merged by their log-sum-exp (`blockwise`)
 
+With a sliding window only the blocks that it reaches into are gathered.
+
 Grouped heads are never repeated: the queries of one key head are rows of one product.
 
 Latent attention hands over one key per token, whose first part is the value too. The scale differs
@@ -70,17 +72,18 @@ class PagedKernel:
 class LocalMix:
     """All tokens, and all blocks of their sequences, are on this rank."""
 
-    def __init__(self, cache: LayerCache, step: Step) -> None:
-        self._cache, self._step = cache, step
+    def __init__(self, cache: LayerCache, step: Step, window: int | None = None) -> None:
+        self._cache, self._step, self._window = cache, step, window
 
     def __call__(self, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
         inputs = self._step.inputs
-        self._cache.write(inputs.slots_T, k_TKH, v_TKH)
+        view = inputs.views[self._window]
+        self._cache.write(inputs.rows_TK, k_TKH, v_TKH)
         parts = []
-        for reads in inputs.reads:
+        for reads in view.reads:
             out_RNH, _ = attend_blocks(q_TNH[reads.tokens], self._cache, reads)
             parts.append(out_RNH)
-        for fresh in inputs.fresh:
+        for fresh in view.fresh:
             own = fresh.tokens
             parts.append(attend_fresh(q_TNH[own], k_TKH[own], v_TKH[own], self._cache, fresh))
         num_missing = len(q_TNH) - sum(map(len, parts))  # padding sees nothing
@@ -93,7 +96,7 @@ def attend_blocks(
     q_RNH: Tensor, cache: LayerCache, reads: Reads, *, with_lse: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """One query per sequence. Returns `[R, N, H]` and, if asked, the log-sum-exp `[R, N]`."""
-    keys_RKLH, values_RKLH = cache.read(reads.blocks_RM)
+    keys_RKLH, values_RKLH = cache.read(reads.rows_RKM)
     num_sequences, num_heads = keys_RKLH.shape[:2]
     q_RKGH = q_RNH.reshape(num_sequences, num_heads, -1, q_RNH.shape[-1])
     scores_RKGL = q_RKGH @ keys_RKLH.mT
@@ -117,13 +120,14 @@ def attend_fresh(
     num_tokens, num_heads, width = q_TNH.shape
     q_KGTH = q_TNH.reshape(num_tokens, k_TKH.shape[1], -1, width).permute(1, 2, 0, 3)
     shape = q_KGTH.shape
+    visible = fresh.visible_TT
     out_KGTH, lse_KGT = blockwise.forward(
         q_KGTH,
         k_TKH.permute(1, 0, 2).unsqueeze(1).expand(shape),
         v_TKH.permute(1, 0, 2).unsqueeze(1).expand(shape),
         scale=1.0,
-        causal=True,
-        visible=None,
+        causal=visible is None,
+        visible=None if visible is None else visible.expand(shape[0], 1, -1, -1),
     )
     if fresh.length > 0:
         more_out, more_lse = attend_history(q_TNH, cache, fresh)
@@ -139,9 +143,12 @@ def attend_fresh(
 
 
 def attend_history(q_TNH: Tensor, cache: LayerCache, fresh: Fresh) -> tuple[Tensor, Tensor]:
-    """All queries see all that this rank holds before them: `[T, N, H]` and `[T, N]`, wide."""
+    """What this rank holds of the tokens before these: `[T, N, H]` and `[T, N]`, wide."""
     num_tokens, num_heads, width = q_TNH.shape
-    keys, values = cache.read(fresh.blocks_M.unsqueeze(0))  # [1, K, L, H]
+    visible_1QL = None
+    if fresh.visible_TL is not None:  # for the queries of every group
+        visible_1QL = fresh.visible_TL.repeat(num_heads // cache.num_heads, 1).unsqueeze(0)
+    keys, values = cache.read(fresh.rows_1KM)  # [1, K, L, H]
     q_1KQH = (
         q_TNH.reshape(num_tokens, keys.shape[1], -1, width)
         .permute(1, 2, 0, 3)
@@ -153,7 +160,7 @@ def attend_history(q_TNH: Tensor, cache: LayerCache, fresh: Fresh) -> tuple[Tens
         values[:, :, : fresh.length],
         scale=1.0,
         causal=False,
-        visible=None,
+        visible=None if visible_1QL is None else visible_1QL.unsqueeze(0),
     )
     return (
         out.reshape(num_heads, num_tokens, width).permute(1, 0, 2),

@@ -27,6 +27,7 @@ class Sampling:
     repetition_penalty: float = 1.0  # divides logits of tokens that were there (1909.05858)
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # what is added to logits of tokens
     seed: int | None = None  # None: the leader draws one when the request is added
     max_tokens: int = 16  # new ones, per sample
     stop_tokens: tuple[int, ...] = ()

@@ -101,6 +101,7 @@ class Runner:
             dtype=stage.dtype,
             device=self._place.device,
             history_only=splits,
+            windows=stage.windows,
         )
         return own_part(inputs, part) if splits and part is not None else inputs
 

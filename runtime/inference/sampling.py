@@ -3,6 +3,7 @@
 In this order, as Hugging Face's processors and vLLM have it::
 
     constraint          tokens that the grammar forbids are out
+    bias                what the request adds to logits of single tokens
     penalties           repetition (prompt and output), presence and frequency (output)
     temperature         0: the token with the largest logit, and that is all
     top-k, min-p, top-p the tail is out; at least the likeliest token stays
@@ -12,8 +13,8 @@ The draw: with u uniform in [0, 1), the first token whose cumulated probability 
 order of their ids. One number per row, so a row's token is the same in any batch and on any layout
 that computes the same logits.
 
-Log-probabilities that are told are those of the model itself, after constraint and penalties and
-before temperature and cutting: what OpenAI's interface means by them.
+Log-probabilities that are told are those of the model itself, after constraint, bias and penalties
+and before temperature and cutting: what OpenAI's interface means by them.
 
 Shapes: R rows, V vocabulary.
 """
@@ -52,6 +53,8 @@ class BatchSampler:
         )
         if any(row.sampling.constraint is not None for row in rows):
             scores_RV = self._constrain(scores_RV, rows)
+        if any(row.sampling.logit_bias for row in rows):
+            scores_RV = add_bias(scores_RV, rows)
         if any(is_penalised(row) for row in rows):
             scores_RV = self._penalise(scores_RV, rows)
         chosen_R = choose(scores_RV, rows)
@@ -104,6 +107,14 @@ class TokenCounts:
         self.output.update(new)
         self.seen.update(new)
         self._num_counted = len(output_tokens)
+
+
+def add_bias(scores_RV: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+    scores_RV = scores_RV.clone()
+    for index, row in enumerate(rows):
+        for token, value in row.sampling.logit_bias:
+            scores_RV[index, token] += value
+    return scores_RV
 
 
 def is_penalised(row: SampleRow) -> bool:

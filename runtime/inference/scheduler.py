@@ -5,7 +5,7 @@ Every step has room for `max_tokens_per_step` tokens, given in this order:
 1. to sequences that generate, one token each, so that a long prompt never stops them;
 2. to prompts that are partly computed, the oldest first, as much as is left;
 3. to waiting prompts, by turns of their clients (`shares`), as long as there are free blocks for
-   all of a prompt.
+   all of a prompt that has to be held at once.
 
 When a running sequence needs a block and none is free, the newest sequence is pre-empted: its
 blocks go to the host (`swap`), or are dropped and computed again (`recompute`). It waits before all
@@ -115,6 +115,8 @@ class Scheduler:
         budget = self._config.max_tokens_per_step
         share = -(-len(self.running) // self._num_in_flight)
         num_preempted = self.counts.preemptions
+        for sequence in self.running:  # batches before this one are done before its tokens come
+            self.blocks.slide(sequence.table, sequence.num_scheduled)
         for sequence in list(self.running):
             if len(chosen) >= min(share, budget):
                 break
@@ -234,7 +236,10 @@ class Scheduler:
             return None
         if sequence.host_blocks is not None:
             # with room for the token that it goes on with
-            if self.blocks.blocks_for(sequence.num_tokens) > self.blocks.num_free:
+            more_blocks = self.blocks.blocks_for(sequence.num_tokens) - self.blocks.blocks_for(
+                sequence.num_scheduled
+            )
+            if len(sequence.host_blocks) + more_blocks > self.blocks.num_free:
                 return None
             sequence.table, more = self.blocks.swap_in(sequence.host_blocks, sequence.num_scheduled)
             sequence.host_blocks = None
@@ -242,7 +247,11 @@ class Scheduler:
         else:
             table = self.blocks.open(sequence.tokens(0, sequence.num_tokens))
             # what was found may have been free: it is no longer
-            if self.blocks.missing(table, sequence.num_tokens) > self.blocks.num_free:
+            needed = min(
+                self.blocks.missing(table, sequence.num_tokens),
+                self.blocks.most_at_once(sequence.num_tokens, self._config.max_tokens_per_step),
+            )
+            if needed > self.blocks.num_free:
                 self.blocks.free(table)
                 return None
             if not sequence.output:

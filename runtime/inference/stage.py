@@ -9,6 +9,7 @@ Shapes: T tokens of a step, S of them on this rank, R rows to sample from, D dim
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -42,6 +43,7 @@ class Stage:
     paging: Paging
     dtype: torch.dtype
     multiple: int
+    windows: tuple[int | None, ...]  # that its layers have
     part: SequencePart | None  # of a step with prompts, under context parallelism
 
     def parameters(self) -> dict[str, Tensor]:
@@ -95,19 +97,21 @@ def build_stage(
     expert_parallel.reset(transformer)
     # over tp, evenly: tokens by SP, and where experts are not split over tp
     deals_out = model.moe is not None or (parallelism is not None and parallelism.sp)
+    step = Step()
+    windows = [model.window(layer) for layer in layers]
+    cache = Cache(
+        [
+            page(block, window, step, config, place, part_of_step, dtype)
+            for block, window in zip(transformer.all_blocks(), windows, strict=True)
+        ],
+        config.num_host_blocks,
+    )
     paging = Paging(
         num_blocks=config.num_blocks,
         block_size=config.block_size,
+        num_heads=cache.layers[0].num_heads,  # all layers have as many
         cp_rank=0 if place.cp is None else place.cp.rank(),
         cp_size=1 if place.cp is None else place.cp.size(),
-    )
-    step = Step()
-    cache = Cache(
-        [
-            page(block, step, config, place, part_of_step, dtype)
-            for block in transformer.all_blocks()
-        ],
-        config.num_host_blocks,
     )
     transformer.sequence = step
     transformer.kernel = PagedKernel(no_mix)
@@ -119,12 +123,14 @@ def build_stage(
         paging=paging,
         dtype=dtype,
         multiple=1 if place.tp is None or not deals_out else place.tp.size(),
+        windows=tuple(dict.fromkeys(windows)),
         part=part_of_step,
     )
 
 
 def page(
     block: nn.Module,
+    window: int | None,
     step: Step,
     config: EngineConfig,
     place: Place,
@@ -148,10 +154,11 @@ def page(
         dtype=dtype,
         device=place.device,
     )
-    mix: Mix = LocalMix(cache, step)
+    mix: Mix = LocalMix(cache, step, window)
     if place.cp is not None:
         assert part is not None
-        mix = ContextMix(cache, step, place.cp, "ring" if part.zigzag else "ulysses")
+        kind: Literal["ring", "ulysses"] = "ring" if part.zigzag else "ulysses"
+        mix = ContextMix(cache, step, place.cp, kind, window)
     attention.kernel = PagedKernel(mix)
     if isinstance(attention, LatentAttention):
         attention.latent_kernel = attention.kernel

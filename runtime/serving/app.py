@@ -25,7 +25,13 @@ from starlette.types import Receive, Scope, Send
 from parctl.runtime.inference.chat import TemplateError
 from parctl.runtime.serving.answers import DONE, Envelope, error_body, event, to_bytes
 from parctl.runtime.serving.ask import Ask, BadRequestError, Limits, Reader
-from parctl.runtime.serving.bodies import Body, ChatBody, CompletionBody, SamplingBody
+from parctl.runtime.serving.bodies import (
+    Body,
+    ChatBody,
+    CompletionBody,
+    SamplingBody,
+    first_fault,
+)
 from parctl.runtime.serving.calls import calling
 from parctl.runtime.serving.guard import JSON, Gate, HttpError, Keys, read_body
 from parctl.runtime.serving.hub import Hub, RefusedError, ReplicaLostError
@@ -293,9 +299,5 @@ def parse(kind: type[BodyType], content: bytes) -> BodyType:
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        steps = [str(step) for step in first["loc"]]
-        if first["type"] == "json_invalid" or not steps:
-            raise HttpError(400, f"the body is not what is expected: {first['msg']}") from error
-        path = ".".join(steps)[:200]
-        raise HttpError(400, f"{path}: {first['msg']}", param=steps[0][:100]) from error
+        message, param = first_fault(error)
+        raise HttpError(400, message, param=param) from error

@@ -1,7 +1,7 @@
 """From a checked body to what the engine is asked: prompts as tokens, and how to sample."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from parctl.errors import UsageError
@@ -33,6 +33,11 @@ class Ask:
     chat: bool
     stream: bool
     include_usage: bool
+    echoed: tuple[str, ...] = ()  # the prompts as texts, where answers begin with them
+
+    def text_before(self, index: int) -> str:
+        """Return what the answer begins with that is `index`-th over all prompts."""
+        return self.echoed[index // self.n] if self.echoed else ""
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -63,7 +68,21 @@ class Reader:
         one = isinstance(given, str) or isinstance(given[0], int)  # a text, or its tokens
         prompts: Sequence[str | Sequence[int]] = [given] if one else given
         sampling = self._sampling(body, limits, max_tokens=body.max_tokens, logprobs=body.logprobs)
-        return self._ask(body, prompts, sampling, limits, chat=False)
+        if body.best_of is not None and body.best_of != (body.n or 1):
+            message = f"best_of = {body.best_of} and n = {body.n or 1}: answers are not ranked"
+            raise BadRequestError(f"{message}, so both must be equal", param="best_of")
+        if body.echo and body.logprobs is not None:
+            message = "echo with logprobs: log-probabilities of prompts are not computed"
+            raise BadRequestError(message, param="echo")
+        ask = self._ask(body, prompts, sampling, limits, chat=False)
+        if not body.echo:
+            return ask
+        texts = (one if isinstance(one, str) else self._text_of(one) for one in prompts)
+        return replace(ask, echoed=tuple(texts))
+
+    def _text_of(self, tokens: Sequence[int]) -> str:
+        detokenizer = self.tokenizer.detokenizer()
+        return "".join(map(detokenizer.add, tokens)) + detokenizer.finish()
 
     def chat(self, body: ChatBody, limits: Limits) -> Ask:
         messages = [
@@ -135,6 +154,7 @@ class Reader:
             repetition_penalty=pick("repetition_penalty"),
             presence_penalty=pick("presence_penalty"),
             frequency_penalty=pick("frequency_penalty"),
+            logit_bias=bias_of(body, limits),
             seed=None if seed is None else seed % SEEDS,
             max_tokens=max_tokens or defaults.max_tokens,
             stop_strings=(stop,) if isinstance(stop, str) else tuple(stop),
@@ -142,6 +162,15 @@ class Reader:
             constraint=constraint_of(body, self.tokenizer_name, stop_tokens),
             stop_tokens=stop_tokens,
         )
+
+
+def bias_of(body: SamplingBody, limits: Limits) -> tuple[tuple[int, float], ...]:
+    bias = sorted((int(token), value) for token, value in (body.logit_bias or {}).items())
+    if bias and bias[-1][0] >= limits.vocab_size:
+        raise BadRequestError(
+            f"token {bias[-1][0]} is not one of {limits.vocab_size}", param="logit_bias"
+        )
+    return tuple(bias)
 
 
 def constraint_of(

@@ -5,15 +5,28 @@ refused: a setting that is silently ignored would answer another question than w
 without effect are only those that say something about the caller (`user`, `metadata`, ...).
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 MOST_LOGPROBS = 20
 MOST_STOPS = 16
 Text = Annotated[str, Field(max_length=1 << 24)]
 Token = Annotated[int, Field(ge=0, lt=1 << 31)]
 Stop = Annotated[str, Field(min_length=1, max_length=1024)]
+TokenName = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+# fields of OpenAI's that are refused, and why
+NOT_THERE: Mapping[str, str] = {
+    "suffix": "texts are continued at their end only; leave it out",
+    "tools": "tools are not called; leave it out, or ask for JSON with `response_format`",
+    "tool_choice": "tools are not called; leave it out",
+    "functions": "functions are not called; leave it out",
+    "function_call": "functions are not called; leave it out",
+    "modalities": "answers are text; leave it out",
+    "audio": "answers are text; leave it out",
+}
 
 
 class Body(BaseModel):
@@ -47,6 +60,9 @@ class SamplingBody(Body):
     stream_options: StreamOptions | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
+    logit_bias: Annotated[dict[TokenName, Bias], Field(max_length=1024)] | None = Field(
+        default=None, description="added to the logits of these tokens"
+    )
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=1 << 31)] | None = Field(
@@ -82,10 +98,13 @@ class CompletionBody(SamplingBody):
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = Field(
         default=None, description="alternatives told beside each token"
     )
-    echo: Literal[False] | None = None
+    echo: bool | None = Field(
+        default=None, description="the prompt before the answer; not together with logprobs"
+    )
     suffix: None = None
-    best_of: Literal[1] | None = None
-    logit_bias: None = None
+    best_of: Annotated[int, Field(ge=1, le=65536)] | None = Field(
+        default=None, description="as many as `n`: answers are not ranked"
+    )
 
 
 class TextPart(Body):
@@ -118,4 +137,13 @@ class ChatBody(SamplingBody):
     )
     tool_choice: Literal["none"] | None = None
     parallel_tool_calls: bool | None = Field(default=None, description="no effect")
-    logit_bias: None = None
+
+
+def first_fault(error: ValidationError) -> tuple[str, str | None]:
+    """Return what is wrong with a body in words, and the field at fault if it is one."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    steps = [str(step) for step in first["loc"]]
+    if first["type"] == "json_invalid" or not steps:
+        return f"the body is not what is expected: {first['msg']}", None
+    message = NOT_THERE.get(steps[0], first["msg"])
+    return f"{'.'.join(steps)[:200]}: {message}", steps[0][:100]

@@ -26,7 +26,7 @@ class Call:
     ) -> None:
         self._hub, self._ask, self._running = hub, ask, running
         self._writers = [
-            AnswerWriter(index, tokenizer, ask.sampling)
+            AnswerWriter(index, tokenizer, ask.sampling, before=ask.text_before(index))
             for index in range(len(ask.prompts) * ask.n)
         ]
 

@@ -136,7 +136,10 @@ def refusals(statuses: list[str]) -> dict[str, Any]:
 
 
 def completion(operation: str, body: str, answer: str) -> dict[str, Any]:
-    events = {"text/event-stream": {"schema": {"type": "string"}}}
+    # before OpenAPI 3.2 the schema of a stream is that of each event
+    texts = {"data": {"type": "string"}}
+    each = {"type": "object", "required": ["data"], "properties": texts}
+    events = {"text/event-stream": {"schema": each}}
     return {
         "operationId": operation,
         "requestBody": {"required": True, "content": content(reference(body))},

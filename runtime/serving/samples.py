@@ -36,9 +36,15 @@ class Answer:
 
 
 class AnswerWriter:
-    """Makes text of a sample's tokens, up to a stop string or a token that ends texts."""
+    """Makes text of a sample's tokens, up to a stop string or a token that ends texts.
 
-    def __init__(self, index: int, tokenizer: TextTokenizer, sampling: Sampling) -> None:
+    `before` is the text that the answer begins with.
+    """
+
+    def __init__(
+        self, index: int, tokenizer: TextTokenizer, sampling: Sampling, *, before: str = ""
+    ) -> None:
+        self._before = before
         self.answer = Answer(index=index)
         self._tokenizer, self._sampling = tokenizer, sampling
         self._detokenizer = tokenizer.detokenizer()
@@ -54,9 +60,9 @@ class AnswerWriter:
         answer = self.answer
         assert answer.finish_reason is None
         answer.num_tokens += 1
-        text = ""
+        text, self._before = self._before, ""
         if emitted.finish_reason != "stop":  # the token that ends texts is no part of them
-            text = self._stops.add(self._detokenizer.add(emitted.token))
+            text += self._stops.add(self._detokenizer.add(emitted.token))
         reason: FinishReason | None = "stop" if self._stops.found else emitted.finish_reason
         if reason is not None and not self._stops.found:
             text += self._stops.add(self._detokenizer.finish())

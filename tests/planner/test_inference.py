@@ -85,6 +85,19 @@ def test_replicas_change_nothing_and_context_ranks_hold_their_part(tmp_path: Pat
     assert found.max_sequences == pytest.approx(4 * memory(given).max_sequences, rel=0.02)
 
 
+def test_where_all_layers_slide_a_sequence_keeps_a_window_and_a_chunk(tmp_path: Path) -> None:
+    plain = recipe(tmp_path, "llama-3-8b", ["inference.chunk=512"])
+    window = "model={preset: llama-3-8b, sliding_window: 1024}"
+    slides = memory(recipe(tmp_path, "llama-3-8b", ["inference.chunk=512", window]))
+    # 1023 tokens before a chunk of 512, in blocks of 16: 96, and one more where they begin inside
+    assert slides.needed_blocks == 97
+    assert slides.num_blocks == memory(plain).num_blocks
+    assert slides.max_sequences == slides.num_blocks // 97
+    some = "model={preset: llama-3-8b, sliding_window: 1024, sliding_layers: [0, 1]}"
+    found = memory(recipe(tmp_path, "llama-3-8b", ["inference.chunk=512", some]))
+    assert found.needed_blocks == 8192 // 16  # the other layers see everything
+
+
 def test_a_given_number_of_blocks_is_kept(tmp_path: Path) -> None:
     found = memory(recipe(tmp_path, "llama-3-8b", ["inference.kv_blocks=600"]))
     assert (found.num_blocks, found.max_sequences) == (600, 1)

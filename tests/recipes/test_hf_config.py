@@ -98,6 +98,8 @@ def test_a_rope_scaling_that_is_no_mapping_is_refused(value: Any, tmp_path: Path
         ("llama-3.1-8b", {"hidden_act": "gelu"}, "activation 'gelu'"),
         ("gpt2", {"activation_function": "relu"}, "activation 'relu'"),
         ("llama-3.1-8b", {"attention_bias": True}, "attention_bias without mlp_bias"),
+        ("qwen2.5-7b", {"layer_types": ["chunked_attention"] * 28}, "layer_types"),
+        ("llama-3.1-8b", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
         ("qwen3-30b-a3b", {"norm_topk_prob": False}, "norm_topk_prob: false"),
         ("qwen3-30b-a3b", {"mlp_only_layers": [3]}, "mlp_only_layers that are not the first"),
     ],
@@ -112,12 +114,37 @@ def test_what_would_be_another_model_if_ignored_is_refused(
     assert fault.message.endswith("which no model of parctl computes")
 
 
-def test_a_sliding_window_bounds_the_length(tmp_path: Path) -> None:
-    mistral = CONFIGS["llama-3.1-8b"][1] | {"model_type": "mistral", "sliding_window": 4096}
-    (tmp_path / "config.json").write_text(json.dumps(mistral))
-    assert read_hf_config(tmp_path)[0]["max_seq_len"] == 4096
-    (tmp_path / "config.json").write_text(json.dumps(mistral | {"model_type": "qwen2"}))
-    assert read_hf_config(tmp_path)[0]["max_seq_len"] == 131072  # use_sliding_window is off
+BOTH = ["sliding_attention", "full_attention"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "window", "layers"),
+    [
+        ({"model_type": "mistral", "sliding_window": 1024}, 1024, None),
+        ({"model_type": "mistral"}, 4096, None),  # the default of the model type
+        ({"model_type": "mistral", "sliding_window": None}, None, None),
+        ({"model_type": "mixtral", "num_local_experts": 8, "sliding_window": 512}, 512, None),
+        ({"model_type": "llama", "sliding_window": 512}, None, None),  # it has none
+        ({"model_type": "qwen2", "sliding_window": 512}, None, None),  # switched off
+        ({"model_type": "qwen2", "use_sliding_window": True}, 4096, [28, 29, 30, 31]),
+        ({"model_type": "qwen3", "use_sliding_window": True, "max_window_layers": 0}, 4096, None),
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 32}, None, None),
+        (
+            {"model_type": "qwen3", "use_sliding_window": True, "layer_types": BOTH * 16},
+            4096,
+            list(range(0, 32, 2)),
+        ),
+    ],
+)
+def test_a_sliding_window_is_that_of_the_model_type(
+    changes: dict[str, Any], window: int | None, layers: list[int] | None, tmp_path: Path
+) -> None:
+    config = CONFIGS["llama-3.1-8b"][1] | {"mlp_bias": True} | changes  # 32 layers
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    values, faults = read_hf_config(tmp_path)
+    assert not faults
+    assert values["max_seq_len"] == 131072
+    assert (values.get("sliding_window"), values.get("sliding_layers")) == (window, layers)
 
 
 def test_a_folder_with_weights_gives_the_first_weights(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from parctl.recipes.models import complete_model
-from parctl.recipes.spec import MoeSpec
+from parctl.recipes.spec import ModelSpec, MoeSpec, from_json, to_json
 
 LLAMA: dict[str, Any] = {
     "family": "llama", "num_layers": 2, "dim": 64, "num_heads": 4, "ffn_dim": 128,
@@ -71,6 +71,9 @@ def test_experts_everywhere_need_no_dense_width() -> None:
         ({"family": "moe", "moe": {**MOE, "num_dense_layers": 2}}, "moe.num_dense_layers",
          "leaves none of 2 layers"),
         ({"family": "moe", "moe": {**MOE, "num_groups": 3}}, "moe.num_groups", "is not whole"),
+        ({"sliding_layers": [0]}, "sliding_layers", "found layers and no `sliding_window`"),
+        ({"sliding_window": 8, "sliding_layers": [0, 2]}, "sliding_layers", "found layer 2"),
+        ({"sliding_window": 8, "causal": False}, "sliding_window", "found a window of 8 tokens"),
     ],
 )  # fmt: skip
 def test_a_shape_that_cannot_be_is_refused(change: dict[str, Any], path: str, says: str) -> None:
@@ -79,6 +82,23 @@ def test_a_shape_that_cannot_be_is_refused(change: dict[str, Any], path: str, sa
     assert faults[0].path == path
     assert says in faults[0].message
     assert faults[0].hint
+
+
+def test_a_window_is_kept_where_no_layer_sees_further() -> None:
+    every, faults = complete_model({**LLAMA, "sliding_window": 8}, "m")
+    assert every is not None, faults
+    assert (every.window(0), every.window(1), every.kept_window) == (8, 8, 8)
+    second, faults = complete_model({**LLAMA, "sliding_window": 8, "sliding_layers": [1]}, "m")
+    assert second is not None, faults
+    assert (second.window(0), second.window(1), second.kept_window) == (None, 8, None)
+
+
+def test_a_model_that_was_written_before_there_were_windows_is_read() -> None:
+    model, faults = complete_model(LLAMA, "m")
+    assert model is not None, faults
+    content = to_json(model)
+    del content["sliding_window"], content["sliding_layers"]
+    assert from_json(ModelSpec, content) == model
 
 
 LENGTHS = {"factor": 8.0, "original_max_seq_len": 64}

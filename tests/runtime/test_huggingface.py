@@ -99,6 +99,7 @@ MODELS["deepseek-v3 with yarn"] = replace(
     rope_theta=100.0,
     rope_scaling=YARN | {"mscale": 1.0, "mscale_all_dim": 0.7},
 )
+MODELS["mistral with a window that all tokens fit in"] = replace(LLAMA, sliding_window=8)
 MODELS["t5"] = T5
 MODELS["switch"] = replace(
     T5,
@@ -338,6 +339,29 @@ def test_an_exported_model_claims_no_end_token_of_another_vocabulary() -> None:
     assert GPT2Config(**config_of(GPT, dtype="float32")).eos_token_id is None
 
 
+@pytest.mark.parametrize(
+    ("changes", "kind", "layers"),
+    [
+        ({}, "mistral", None),
+        ({"family": "moe", "moe": MOE}, "mixtral", None),
+        ({"qkv_bias": True, "sliding_layers": (1,)}, "qwen2", (1,)),
+        ({"qk_norm": True}, "qwen3", None),
+    ],
+)
+def test_an_exported_window_is_read_back(
+    changes: dict[str, Any], kind: str, layers: tuple[int, ...] | None, tmp_path: Path
+) -> None:
+    from parctl.runtime.huggingface.config import config_of
+
+    config = config_of(replace(LLAMA, sliding_window=4, **changes), dtype="float32")
+    assert config["model_type"] == kind
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    values, faults = read_hf_config(tmp_path)
+    model, more = complete_model(values, "read")
+    assert model is not None, (faults, more)
+    assert (model.sliding_window, model.sliding_layers) == (4, layers)
+
+
 def test_rows_of_rotated_pairs_change_places() -> None:
     """Two rows that stay, then two pairs: real parts first here, side by side there."""
     pairs = Pairs(period=6, count=4)
@@ -349,6 +373,7 @@ def test_what_hugging_face_lacks_is_refused_by_name() -> None:
         ({"norm": "layernorm"}, "no llama model of Hugging Face .*: norm layernorm"),
         ({"rope_fraction": 0.5}, "rope_fraction 0.5"),
         ({"qk_norm": True, "bias": True}, "no qwen3 model .* biases beside qk_norm"),
+        ({"sliding_window": 4, "sliding_layers": (0,)}, "no llama model .* a sliding window"),
         ({"family": "moe", "moe": replace(MOE, capacity_factor=1.0)}, "mixtral .* capacity"),
     ):
         with pytest.raises(UsageError, match=named):

@@ -56,6 +56,11 @@ def test_scripts_are_the_users_own() -> None:
             "data.document_mask with an encoder",
         ),
         ({"train": {"precision": "fp16"}}, {}, "train.precision fp16"),
+        (
+            {"model": {"sliding_window": 8}},
+            {},
+            "training with model.sliding_window 8 below train.seq_len",
+        ),
         ({"checkpoint": {"dir": "s3://bucket/x"}}, {}, "checkpoint.dir s3://bucket/x"),
         ({"parallelism": {"operator": 2}}, {"ep": 2}, "operator 2 with ep 2"),
     ],

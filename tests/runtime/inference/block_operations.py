@@ -1,10 +1,11 @@
 """Random work for the block manager, its books checked against every table as it goes.
 
-    python -m tests.runtime.inference.block_operations [--count 1000000] [--seed 0]
+    python -m tests.runtime.inference.block_operations [--count 1000000] [--seed 0] [--window 6]
 
 Sequences over two tokens, so that beginnings are common, are opened, grown, forked, swapped out
 and in, and freed. What each place of the device's and the host's memory holds is kept beside it:
-after every operation the sequence concerned must find its own tokens there, and no other's.
+after every operation the sequence concerned must find its own tokens there, and no other's: all of
+them, or with a window those that its next token sees.
 """
 
 import argparse
@@ -28,7 +29,8 @@ class Living:
 class Memory:
     """What lies where: in place of keys and values, the tokens up to there, all of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, window: int | None) -> None:
+        self.window = window
         self.device: dict[tuple[int, int], tuple[int, ...]] = {}
         self.host: dict[tuple[int, int], tuple[int, ...]] = {}
 
@@ -45,7 +47,8 @@ class Memory:
             self.device[block, position % BLOCK] = tuple(living.tokens[: position + 1])
 
     def check(self, living: Living) -> None:
-        for position in range(len(living.tokens)):
+        first = 0 if self.window is None else max(len(living.tokens) - self.window + 1, 0)
+        for position in range(first, len(living.tokens)):
             block = living.table.blocks[position // BLOCK]
             found = self.device[block, position % BLOCK]
             assert found == tuple(living.tokens[: position + 1]), (position, found, living)
@@ -54,12 +57,12 @@ class Memory:
 class Walk:
     """Random operations on one manager."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, window: int | None) -> None:
         self.draw = random.Random(seed)
         self.manager = BlockManager(
-            NUM_BLOCKS, BLOCK, num_host_blocks=NUM_HOST_BLOCKS, prefix_cache=True
+            NUM_BLOCKS, BLOCK, num_host_blocks=NUM_HOST_BLOCKS, prefix_cache=True, window=window
         )
-        self.memory, self.living = Memory(), list[Living]()
+        self.memory, self.living = Memory(window), list[Living]()
         self.num_found = 0  # tokens that the prefix cache had
 
     def step(self) -> None:
@@ -73,6 +76,7 @@ class Walk:
         if self.manager.missing(living.table, len(tokens)) > self.manager.num_free:
             self.manager.free(living.table)
             return
+        self.memory.check(Living(tokens=tokens[:found], table=living.table))
         self.num_found += found
         self.extend(living, found)
         self.living.append(living)
@@ -88,6 +92,7 @@ class Walk:
             self.extend(living, first)
 
     def extend(self, living: Living, first: int) -> None:
+        self.manager.slide(living.table, first)
         self.memory.do(self.manager.grow(living.table, len(living.tokens)))
         self.memory.write(living, first)
         self.manager.remember(living.table, living.tokens, len(living.tokens))
@@ -135,9 +140,9 @@ class Walk:
                 self.memory.check(living)
 
 
-def walk(count: int, seed: int) -> Walk:
+def walk(count: int, seed: int, window: int | None = None) -> Walk:
     """Do `count` operations, then free everything. Raises AssertionError at the first fault."""
-    made = Walk(seed)
+    made = Walk(seed, window)
     for index in range(count):
         made.step()
         if index % CHECK_EVERY == 0:
@@ -154,9 +159,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--window", type=int, help="tokens that one sees; default all")
     options = parser.parse_args()
     begin = time.monotonic()
-    made = walk(options.count, options.seed)
+    made = walk(options.count, options.seed, options.window)
     seconds = time.monotonic() - begin
     print(
         f"{options.count:,} operations, {made.num_found:,} tokens found in the cache, "

@@ -25,17 +25,26 @@ SHAPE = {
     "pad_token_id": None,
     "tie_word_embeddings": False,
 }
-NAMES = ("llama", "qwen3", "mixtral", "deepseek", "gpt2")
+NAMES = ("llama", "qwen3", "mixtral", "deepseek", "gpt2", "mistral", "qwen2")
+WINDOW = 10  # of mistral, in all layers, and of qwen2, in its second
 WITH_EXPERTS = ("mixtral", "deepseek")
 
 
 def config_of(name: str) -> Any:
-    """Return a configuration: GQA, normalised queries and keys, experts, latents, or GPT-2's."""
+    """Return a configuration: GQA, normalised queries and keys, experts, latents, GPT-2's, or with
+    a sliding window.
+    """
     import transformers
 
     match name:
         case "llama":
             return transformers.LlamaConfig(**SHAPE, head_dim=8)
+        case "mistral":
+            return transformers.MistralConfig(**SHAPE, head_dim=8, sliding_window=WINDOW)
+        case "qwen2":
+            return transformers.Qwen2Config(
+                **SHAPE, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1
+            )
         case "qwen3":
             return transformers.Qwen3Config(**{**SHAPE, "tie_word_embeddings": True}, head_dim=8)
         case "mixtral":

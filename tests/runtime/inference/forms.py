@@ -1,5 +1,6 @@
 """Parallel forms of the engine, and what they make of requests, on forked ranks."""
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -93,6 +94,16 @@ def model_of(folder: Path) -> ModelSpec:
     return model
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Requests to serve once with each configuration."""
+
+    folder: Path  # of the model
+    configs: Mapping[str, EngineConfig]
+    requests: Mapping[str, Sequence[Request]]  # by the name of the configuration
+    dtype: torch.dtype
+
+
 def run_engines(
     folder: Path,
     form: Form,
@@ -100,33 +111,49 @@ def run_engines(
     requests: Mapping[str, Sequence[Request]],
     dtype: torch.dtype,
 ) -> dict[str, Made]:
-    """Serve requests once with each configuration. Returns nothing on ranks that follow."""
+    """Do one job. Returns nothing on ranks that follow."""
+    job = Job(folder=folder, configs=configs, requests=requests, dtype=dtype)
+    ((made, _),) = run_jobs(form, [job])
+    return made
+
+
+def run_jobs(form: Form, jobs: Sequence[Job]) -> list[tuple[dict[str, Made], float]]:
+    """Do jobs one after the other. Returns what was made, and in how many seconds."""
     mesh: RankMesh | None = None
     if form.world_size > 1:
         device = torch.device("cpu")
         join_world(form.layout, device)
         mesh = build_mesh(form.layout, device, wrap_alone=False)
-    model = model_of(folder)
+    done = []
+    for job in jobs:
+        begin = time.monotonic()
+        made = do_job(form, job, mesh)
+        done.append((made, time.monotonic() - begin))
+    if mesh is not None:
+        dist.barrier()
+        dist.destroy_process_group()
+    return done
+
+
+def do_job(form: Form, job: Job, mesh: RankMesh | None) -> dict[str, Made]:
+    model = model_of(job.folder)
     made: dict[str, Made] = {}
-    for name, config in configs.items():
+    for name, config in job.configs.items():
         engine = assemble(
             model,
             config,
             BatchSampler(),
-            source=folder,
-            dtype=dtype,
+            source=job.folder,
+            dtype=job.dtype,
             mesh=mesh,
             parallelism=form.parallelism,
             stages=split_layers(model, form.axes.get("pp", 1)),
         )
         if engine.is_leader:
-            made[name] = serve(engine, own_requests(requests[name], mesh))
+            made[name] = serve(engine, own_requests(job.requests[name], mesh))
             engine.close()
         else:
             engine.follow()
-    if mesh is not None:
-        dist.barrier()
-        dist.destroy_process_group()
     return made
 
 

@@ -3,7 +3,7 @@
 import pytest
 from tests.runtime.inference.block_operations import walk
 
-from parctl.runtime.inference.block_manager import BlockManager, Operation
+from parctl.runtime.inference.block_manager import GONE, BlockManager, Operation
 
 
 def test_only_the_last_block_is_partly_empty() -> None:
@@ -116,6 +116,66 @@ def test_a_block_is_not_freed_twice() -> None:
         manager.free(table)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_random_operations_lose_nothing_and_mix_nothing_up(seed: int) -> None:
-    assert walk(5_000, seed).num_found > 1_000  # a million: this script by hand
+def test_blocks_behind_the_window_are_given_back() -> None:
+    manager = BlockManager(10, 4, prefix_cache=False, window=6)
+    table = manager.open(range(12))
+    manager.grow(table, 12)
+    manager.slide(table, 8)  # the token at 8 sees 3 to 8, and 3 is in the first block
+    assert (table.blocks, manager.num_free) == ([0, 1, 2], 7)
+    manager.slide(table, 9)
+    assert (table.blocks, manager.num_free) == ([GONE, 1, 2], 8)
+    # one that goes on holds a window and a chunk, which may begin in the middle of a block
+    assert manager.most_at_once(100, chunk=4) == 4
+    assert manager.most_at_once(5, chunk=4) == 2
+    manager.free(table)
+    assert manager.num_free == 10
+
+
+def test_with_a_window_a_beginning_is_found_by_its_end() -> None:
+    manager = BlockManager(4, 4, prefix_cache=True, window=5)
+    tokens = list(range(13))
+    first = manager.open(tokens)
+    for end in (4, 8, 12):
+        manager.slide(first, end - 4)
+        manager.grow(first, end)
+        manager.remember(first, tokens, end)
+    assert first.blocks == [GONE, 1, 2]
+    # the token at 12 sees 8 to 12: of three blocks the last is enough
+    second = manager.open(tokens)
+    assert (second.blocks, second.num_tokens) == ([GONE, GONE, 2], 12)
+    # behind two blocks the token at 8 sees 4 to 8
+    third = manager.open([*range(8), 90, 91, 92, 93, 94])
+    assert (third.blocks, third.num_tokens) == ([GONE, 1], 8)
+    manager.check([first, second, third])
+
+
+def test_with_a_window_a_beginning_whose_end_is_gone_is_not_found() -> None:
+    manager = BlockManager(3, 4, prefix_cache=True, window=8)
+    table = manager.open(range(12))
+    manager.grow(table, 12)
+    manager.remember(table, range(12), 12)
+    manager.free(table)
+    newcomer = manager.open([50])
+    manager.grow(newcomer, 1)  # takes the last block of the three, which was freed first
+    manager.free(newcomer)
+    assert manager.open([*range(12), 99]).num_tokens == 8
+
+
+def test_what_is_gone_is_not_swapped() -> None:
+    manager = BlockManager(6, 4, num_host_blocks=2, prefix_cache=False, window=4)
+    table = manager.open(range(15))
+    manager.grow(table, 15)
+    manager.slide(table, 12)
+    assert table.blocks == [GONE, GONE, 2, 3]
+    swapped = manager.swap_out(table)
+    assert swapped is not None
+    back, operations = manager.swap_in(swapped[0], 15)
+    assert back.blocks[:2] == [GONE, GONE]
+    assert [one.target for one in operations] == back.blocks[2:]
+    manager.check([back])
+
+
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("seed", range(2))
+def test_random_operations_lose_nothing_and_mix_nothing_up(seed: int, window: int | None) -> None:
+    assert walk(5_000, seed, window).num_found > 1_000  # a million: this script by hand

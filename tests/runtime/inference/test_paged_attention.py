@@ -33,17 +33,21 @@ def make_batch(draw: torch.Generator) -> Batch:
     return Batch(operations=(), chunks=chunks, rows=(), chunk_of_row=())
 
 
-def compare(query_heads: int, key_heads: int, dtype: torch.dtype) -> float:
+def compare(
+    query_heads: int, key_heads: int, dtype: torch.dtype, window: int | None = None
+) -> float:
     """The largest difference from attention of each sequence alone. In a fork."""
     draw = torch.Generator().manual_seed(0)
     batch = make_batch(draw)
-    paging = Paging(num_blocks=NUM_BLOCKS, block_size=BLOCK)
+    paging = Paging(num_blocks=NUM_BLOCKS, block_size=BLOCK, num_heads=key_heads)
     cpu = torch.device("cpu")
     cache = LayerCache(
         NUM_BLOCKS + 1, BLOCK, key_heads, WIDTH, shared=False, dtype=dtype, device=cpu
     )
     step = Step()
-    step.inputs = inputs = make_inputs(batch, paging, multiple=4, dtype=dtype, device=cpu)
+    step.inputs = inputs = make_inputs(
+        batch, paging, multiple=4, dtype=dtype, device=cpu, windows=(window,)
+    )
     num_tokens = len(inputs.tokens_T)
     assert num_tokens == 20 and batch.num_tokens == 20
 
@@ -55,10 +59,12 @@ def compare(query_heads: int, key_heads: int, dtype: torch.dtype) -> float:
     for chunk in batch.chunks:
         old_k, old_v = (random(chunk.start, key_heads, WIDTH) for _ in "kv")
         slots = paging.slots(chunk.blocks, torch.arange(chunk.start).numpy())
-        cache.write(torch.from_numpy(slots), old_k, old_v)
+        cache.write(torch.from_numpy(paging.rows_to_write(slots)), old_k, old_v)
         new = slice(place, place + len(chunk.tokens))
         keys, values = torch.cat((old_k, k[0, new])), torch.cat((old_v, v[0, new]))
         seen = torch.ones(len(chunk.tokens), len(keys), dtype=torch.bool).tril(chunk.start)
+        if window is not None:
+            seen = seen.triu(chunk.start - window + 1)
         repeat = query_heads // key_heads
         expected.append(
             F.scaled_dot_product_attention(
@@ -69,7 +75,7 @@ def compare(query_heads: int, key_heads: int, dtype: torch.dtype) -> float:
             ).transpose(0, 1)
         )
         place = new.stop
-    out = PagedKernel(LocalMix(cache, step))(q, k, v, None, dropout=0.0)
+    out = PagedKernel(LocalMix(cache, step, window))(q, k, v, None, dropout=0.0)
     return float((out[0].double() - torch.cat(expected)).abs().max())
 
 
@@ -83,8 +89,43 @@ def test_blocks_anywhere_give_what_the_tokens_in_order_give(
     assert half < 0.03  # three significant digits
 
 
+@pytest.mark.parametrize("window", [1, 3, 5, 8, 100])
+def test_a_window_leaves_the_last_tokens(window: int, tmp_path: Path) -> None:
+    # chunks of 6 and 9 tokens are longer than some of these windows
+    (exact,) = run_ranks(compare, 1, tmp_path, 8, 2, torch.float64, window)
+    assert exact < 1e-14
+
+
+def test_only_blocks_that_the_window_reaches_are_read() -> None:
+    paging = Paging(num_blocks=NUM_BLOCKS, block_size=4, num_heads=2)
+    blocks = tuple(range(10, 19))
+    # the token at 31 sees 27 to 31, in the blocks of 24 to 27 and of 28 to 31
+    single = Chunk(tokens=(0,), start=31, blocks=blocks)
+    # of what is before them, the tokens from 33 on see 29 to 32
+    several = Chunk(tokens=(0,) * 3, start=33, blocks=blocks)
+    batch = Batch(operations=(), chunks=[single, several], rows=(), chunk_of_row=())
+    inputs = make_inputs(
+        batch, paging, multiple=1, dtype=torch.float32, device=torch.device("cpu"), windows=(5,)
+    )
+    view = inputs.views[5]
+    assert view.reads[0].rows_RKM.tolist() == [[[32, 34], [33, 35]]]  # blocks 16 and 17, by head
+    bias = view.reads[0].bias_RL
+    assert bias is not None
+    assert bias.tolist() == [[-math.inf] * 3 + [0.0] * 5]
+    assert view.fresh[0].rows_1KM.tolist() == [[[34, 36], [35, 37]]]
+    visible = view.fresh[0].visible_TL
+    assert visible is not None
+    assert visible.tolist() == [
+        [False, True, True, True, True],
+        [False, False, True, True, True],
+        [False, False, False, True, True],
+    ]
+
+
 def test_each_cp_rank_holds_the_next_part_of_every_block() -> None:
-    ranks = [Paging(num_blocks=9, block_size=2, cp_rank=rank, cp_size=2) for rank in (0, 1)]
+    ranks = [
+        Paging(num_blocks=9, block_size=2, num_heads=1, cp_rank=rank, cp_size=2) for rank in (0, 1)
+    ]
     positions = torch.arange(7).numpy()
     # blocks 5 and 3 hold four tokens each: two here, two there; block 9 is nobody's
     assert ranks[0].slots((5, 3), positions).tolist()[:2] == [10, 11]
@@ -106,7 +147,7 @@ def wanted_rows() -> list[tuple[list[int], list[bool]]]:
         Chunk(tokens=(0,) * 5, start=0, blocks=(1, 2)),
     ]
     batch = Batch(operations=(), chunks=chunks, rows=(), chunk_of_row=(0, 1))
-    paging = Paging(num_blocks=NUM_BLOCKS, block_size=2, cp_size=2)
+    paging = Paging(num_blocks=NUM_BLOCKS, block_size=2, num_heads=1, cp_size=2)
     whole = make_inputs(batch, paging, multiple=4, dtype=torch.float32, device=torch.device("cpu"))
     found = []
     for rank in (0, 1):
@@ -126,7 +167,9 @@ def test_a_row_is_taken_from_the_rank_that_has_its_token(tmp_path: Path) -> None
 def swapped_blocks() -> list[list[float]]:
     cpu = torch.device("cpu")
     layer = LayerCache(4, 2, 1, 1, shared=True, dtype=torch.float64, device=cpu)
-    layer.write(torch.arange(6), torch.arange(6.0).double().view(6, 1, 1), torch.empty(0))
+    layer.write(
+        torch.arange(6).unsqueeze(1), torch.arange(6.0).double().view(6, 1, 1), torch.empty(0)
+    )
     cache = Cache([layer], num_host_blocks=2)
     cache.do(
         [
@@ -156,7 +199,11 @@ def latents() -> float:
     )
     step = Step()
     step.inputs = make_inputs(
-        batch, Paging(num_blocks=8, block_size=4), multiple=1, dtype=torch.float64, device=cpu
+        batch,
+        Paging(num_blocks=8, block_size=4, num_heads=1),
+        multiple=1,
+        dtype=torch.float64,
+        device=cpu,
     )
     q = torch.randn(1, 7, 3, 6, generator=draw, dtype=torch.float64)
     k = torch.randn(1, 7, 6, generator=draw, dtype=torch.float64)

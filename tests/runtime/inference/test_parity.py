@@ -27,3 +27,18 @@ def test_float32_parts_from_float64_only_where_two_tokens_are_almost_equal(
 ) -> None:
     case = Case(model="llama", form="tp2")
     assert not run_case(case, reference("llama"), tmp_path, torch.float32).faults
+
+
+@pytest.mark.parametrize("form", ["tp2", "pp2", "ring2", "ulysses2"])
+def test_a_window_shorter_than_the_prompt_moves_as_that_of_transformers(
+    form: str, reference: Reference, tmp_path: Path
+) -> None:
+    case = Case(model="mistral", form=form)  # prompts of up to 48 tokens, a window of 10
+    assert not run_case(case, reference("mistral"), tmp_path).faults
+
+
+@pytest.mark.parametrize("form", ["pp2", "ring2"])
+def test_layers_with_a_window_and_without_go_together(
+    form: str, reference: Reference, tmp_path: Path
+) -> None:
+    assert not run_case(Case(model="qwen2", form=form), reference("qwen2"), tmp_path).faults

@@ -188,3 +188,13 @@ def test_a_draw_never_falls_on_what_was_cut(seed: int, size: int, kind: int) -> 
     live = sorted({0, size // 2, size - 1 - kind % size})
     weights[0, live] = 1.0 / len(live)
     assert int(draw(weights, [row(seed=seed)])[0]) in live
+
+
+def test_a_bias_is_added_to_the_logits_of_its_tokens() -> None:
+    rows = [row(temperature=0.0, logit_bias=((0, 3.5),), logprobs=1), row(temperature=0.0)]
+    favoured, plain = BatchSampler()(LOGITS.repeat(2, 1), rows)
+    assert (favoured.token, plain.token) == (0, 3)
+    # e^3.5 over e^1 + e^2 + e^3 + e^3.5
+    assert favoured.logprob == pytest.approx(math.log(33.115452 / 63.308327), abs=1e-6)
+    (banned,) = BatchSampler()(LOGITS, [row(temperature=0.0, logit_bias=((3, -100.0),))])
+    assert banned.token == 2

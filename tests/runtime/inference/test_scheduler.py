@@ -17,6 +17,8 @@ def make(
     max_sequences: int = 8,
     in_flight: int = 1,
     prefix_cache: bool = False,
+    window: int | None = None,
+    max_context: int = 64,
 ) -> Scheduler:
     config = EngineConfig(
         num_blocks=num_blocks,
@@ -25,8 +27,10 @@ def make(
         max_sequences=max_sequences,
         preemption="swap" if host else "recompute",
     )
-    blocks = BlockManager(num_blocks, 4, num_host_blocks=host, prefix_cache=prefix_cache)
-    return Scheduler(config, blocks, max_context=64, num_in_flight=in_flight)
+    blocks = BlockManager(
+        num_blocks, 4, num_host_blocks=host, prefix_cache=prefix_cache, window=window
+    )
+    return Scheduler(config, blocks, max_context=max_context, num_in_flight=in_flight)
 
 
 def ask(name: str, length: int, *, n: int = 1, max_tokens: int = 8, client: str = "") -> Request:
@@ -71,6 +75,19 @@ def test_a_long_prompt_is_computed_in_chunks_and_stops_nobody() -> None:
         [(5, 1), (14, 6)],  # now the long one has a token too
         [(6, 1), (20, 1)],
     ]
+
+
+def test_with_a_window_a_long_sequence_holds_a_window_and_a_chunk() -> None:
+    scheduler = make(num_blocks=5, window=6, max_context=500)  # chunks of 8 tokens
+    scheduler.add(ask("long", 100, max_tokens=60))
+    most = 0
+    while scheduler.unfinished():
+        answer(scheduler, scheduler.schedule())
+        most = max(most, 5 - scheduler.blocks.num_free)
+    assert scheduler.counts.output_tokens == 60
+    assert scheduler.counts.preemptions == 0
+    assert most == 4  # 5 tokens before a chunk and 8 in it: from position 3 to 15, for example
+    assert scheduler.blocks.num_free == 5
 
 
 def test_tokens_are_sampled_only_behind_a_whole_prompt() -> None:

@@ -169,9 +169,86 @@ def test_a_wrong_key_opens_nothing(endpoint: Endpoint) -> None:
         ({"prompt": "a", "temperature": 3.0}, "temperature"),
         ({"prompt": "a", "extra_body": {"colour": "red"}}, "colour"),
         ({"prompt": "a", "extra_body": {"guided_regex": "["}}, "guided_regex"),
+        ({"prompt": "a", "logit_bias": {"300": 1}}, "logit_bias"),
+        ({"prompt": "a", "logit_bias": {"97": 101}}, "logit_bias"),
     ],
 )
 def test_the_field_at_fault_is_named(client: OpenAI, fields: dict[str, object], param: str) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(**{"model": MODEL, **fields})  # type: ignore[call-overload]
+    assert caught.value.param == param
+
+
+def test_an_echo_is_the_prompt_before_the_answer(client: OpenAI) -> None:
+    plain = client.completions.create(model=MODEL, prompt=["one", "two"], max_tokens=5)
+    echoed = client.completions.create(model=MODEL, prompt=["one", "two"], max_tokens=5, echo=True)
+    assert [choice.text for choice in echoed.choices] == [
+        "one" + plain.choices[0].text, "two" + plain.choices[1].text,
+    ]  # fmt: skip
+    assert echoed.usage == plain.usage
+    streamed = client.completions.create(
+        model=MODEL, prompt=[111, 110, 101], max_tokens=5, echo=True, stream=True
+    )
+    text = "".join(event.choices[0].text for event in streamed)
+    assert text == echoed.choices[0].text  # the tokens are those of `one`
+
+
+def test_a_bias_draws_a_token_in_or_bars_it(client: OpenAI) -> None:
+    drawn = client.completions.create(
+        model=MODEL, prompt="abc", max_tokens=4, logit_bias={"120": 100}
+    )
+    assert drawn.choices[0].text == "xxxx"
+    chat = client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "a"}], max_tokens=3,
+        logit_bias={"120": 100, "121": 50},
+    )  # fmt: skip
+    assert chat.choices[0].message.content == "xxx"
+
+
+def test_the_best_of_as_many_as_are_asked_for_are_all(client: OpenAI) -> None:
+    sampled = {"model": MODEL, "prompt": "x", "n": 2, "seed": 1, "temperature": 1.0}
+    plain = client.completions.create(**sampled)  # type: ignore[call-overload]
+    ranked = client.completions.create(**sampled, best_of=2)  # type: ignore[call-overload]
+    assert [one.text for one in ranked.choices] == [one.text for one in plain.choices]
+
+
+def test_any_json_object_is_a_form_too(client: OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "a"}], max_tokens=100, temperature=1.0,
+        seed=4, response_format={"type": "json_object"},
+        # a random model hardly ever closes a text by itself
+        logit_bias={str(ord("}")): 30},
+    )  # fmt: skip
+    assert isinstance(json.loads(answer.choices[0].message.content or ""), dict)
+
+
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "why"),
+    [
+        ({"suffix": "end"}, "suffix", "continued at their end only"),
+        ({"best_of": 3}, "best_of", "best_of = 3 and n = 1: answers are not ranked"),
+        ({"echo": True, "logprobs": 1}, "echo", "log-probabilities of prompts are not computed"),
+        ({"tools": [TOOL]}, "tools", "tools are not called"),
+        ({"tools": [TOOL], "tool_choice": "auto"}, "tools", "tools are not called"),
+        ({"tool_choice": "required"}, "tool_choice", "tools are not called"),
+        ({"functions": [TOOL["function"]]}, "functions", "functions are not called"),
+        ({"modalities": ["audio"]}, "modalities", "answers are text"),
+        ({"response_format": {"type": "xml"}}, "response_format", "json_schema"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "schema is missing"),
+    ],
+)
+def test_what_is_not_there_is_refused_with_the_reason(
+    client: OpenAI, fields: dict[str, object], param: str, why: str
+) -> None:
+    of_conversations = {"tools", "tool_choice", "functions", "modalities"} & set(fields)
+    with pytest.raises(openai.BadRequestError, match=why) as caught:
+        if of_conversations:
+            client.chat.completions.create(
+                model=MODEL, messages=[{"role": "user", "content": "a"}], extra_body=fields
+            )
+        else:
+            client.completions.create(model=MODEL, prompt="a", extra_body=fields)
     assert caught.value.param == param
