@@ -1,9 +1,12 @@
+# check=skip=InvalidDefaultArgInFrom
 # The image that runs in a cluster: discovery, ranks, coordinators and `helm test`.
 #
 #   docker build --target cpu  --build-arg PYTHON_IMAGE=python:3.12-slim@sha256:... -t parctl:0.1.0 .
 #   docker build --target cuda --build-arg PYTHON_IMAGE=python:3.12-slim@sha256:... -t parctl:0.1.0-cuda .
 #
 # The base has no default: a build names it by digest, so that the same build is the same image.
+# Packages keep the bytecode that pip makes of them: nobody can write it later, and every start of a
+# rank or a reading would compile its modules again.
 # `--sbom=true --provenance=mode=max` attach what is in it; the scan covers the build stages too.
 ARG PYTHON_IMAGE
 ARG BUILDKIT_SBOM_SCAN_CONTEXT=true
@@ -30,8 +33,8 @@ ARG TORCH_INDEX=""
 COPY constraints.txt /build/constraints.txt
 COPY --from=wheel /wheels /wheels
 RUN python -m venv /opt/parctl \
- && /opt/parctl/bin/pip install --no-cache-dir --no-compile -c /build/constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch numpy \
- && /opt/parctl/bin/pip install --no-cache-dir --no-compile -c /build/constraints.txt "$(ls /wheels/parctl-*.whl)[torch,kubernetes,parquet]"
+ && /opt/parctl/bin/pip install --no-cache-dir -c /build/constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch numpy \
+ && /opt/parctl/bin/pip install --no-cache-dir -c /build/constraints.txt "$(ls /wheels/parctl-*.whl)[torch,kubernetes,parquet]"
 
 # torch as it comes: its wheels bring CUDA, only the driver is the node's.
 FROM ${PYTHON_IMAGE} AS packages-cuda
@@ -39,7 +42,7 @@ ARG BUILDKIT_SBOM_SCAN_STAGE
 COPY constraints.txt /build/constraints.txt
 COPY --from=wheel /wheels /wheels
 RUN python -m venv /opt/parctl \
- && /opt/parctl/bin/pip install --no-cache-dir --no-compile -c /build/constraints.txt "$(ls /wheels/parctl-*.whl)[torch,kubernetes,parquet]"
+ && /opt/parctl/bin/pip install --no-cache-dir -c /build/constraints.txt "$(ls /wheels/parctl-*.whl)[torch,kubernetes,parquet]"
 
 FROM ${PYTHON_IMAGE} AS runtime
 ARG PYTHON_IMAGE

@@ -1,7 +1,7 @@
 """Thousands of NodeTopology objects: what they weigh, and what listing and laying out costs.
 
-Nodes and records are objects in a real API server; each node has eight GPUs with UUIDs and eight
-NICs of its own. Nobody plays the kubelets: nothing is started, only listed. CPU seconds of
+The API server is real, and kwok plays the kubelets: every node has a lease, is ready, and says so
+every few seconds. Each has eight GPUs with UUIDs and eight NICs of its own. CPU seconds of
 `kubectl get nodes,nodetopologies -o json` are those of any client that wants them all; parctl may
 take two seconds more to list them and lay a job of every GPU out. Both are separate processes,
 measured by the kernel.
@@ -14,19 +14,21 @@ import copy
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
 import yaml
 from tests.cluster import programs
-from tests.cluster.api import Object
+from tests.cluster.api import Api, Object, condition
 from tests.cluster.cluster import Cluster
-from tests.cluster.fake_nodes import LABEL, fake_node
+from tests.cluster.fake_nodes import LABEL, PATIENCE_S, fake_node, list_fake
+from tests.cluster.machine import wait_until
 from tests.helm.chart import one, render
 from tests.launcher.kubernetes.matrix import some_cluster
 
@@ -38,9 +40,9 @@ from parctl.topology.store import topology_to_json
 from parctl.topology.synthetic import parse_cluster
 
 GPUS = 8
+CLIENTS = 12  # that make nodes and records at once
 BUDGET_S = 2.0
 NOW = "2026-01-01T00:00:00Z"
-CONTROLLER_MANAGER = "kube-controller-manager"
 DEFINITION = "nodetopologies.parctl.dev"
 
 
@@ -52,13 +54,9 @@ def main() -> None:
     with some_cluster() as cluster, cluster.inside():
         apply_definition(cluster)
         try:
-            # it would declare nodes dead of which nobody hears
-            cluster.machine.stop(CONTROLLER_MANAGER, signal.SIGKILL)
-            size = make_records(cluster, options.nodes)
-            measure(cluster, options.nodes, size, options.rounds)
+            with recorded_nodes(cluster, options.nodes) as size:
+                measure(cluster, options.nodes, size, options.rounds)
         finally:
-            cluster.api.delete_all("Node", selector=f"{LABEL}=true")
-            cluster.heal()
             cluster.kubectl("delete", "crd", DEFINITION, timeout_s=600)  # and every record
 
 
@@ -86,22 +84,44 @@ def reading(number: int) -> Reading:
     return Reading(node=node, warnings=(), faults=(), failure=None)
 
 
-def make_records(cluster: Cluster, count: int) -> int:
-    """Create nodes and a record of each; return the bytes of one as it is listed."""
-    nodes = cluster.api.path("v1", "Node", None)
-    for number in range(count):
+@contextmanager
+def recorded_nodes(cluster: Cluster, count: int) -> Iterator[int]:
+    """Nodes that kwok keeps alive, each with its record; yield the bytes of one as it is listed."""
+    cluster.controllers.ensure("kwok")
+    cluster.control_plane.restart_controller_manager(PATIENCE_S)
+    shares = [range(start, count, CLIENTS) for start in range(CLIENTS)]
+    try:
+        with ThreadPoolExecutor(CLIENTS) as pool:  # its threads are born in this network
+            sizes = list(pool.map(lambda share: make_records(cluster, share), shares))
+        wait_until(lambda: num_ready(cluster) == count, seconds=60 + count / 10, what="nodes ready")
+        yield max(sizes)
+    finally:
+        cluster.api.delete_all("Node", selector=f"{LABEL}=true")
+        cluster.control_plane.restart_controller_manager()
+
+
+def num_ready(cluster: Cluster) -> int:
+    return sum(condition("Ready")(node) for node in list_fake(cluster))
+
+
+def make_records(cluster: Cluster, numbers: range) -> int:
+    """Create these nodes and a record of each; return the bytes of one."""
+    api = Api(cluster.kubeconfig)
+    nodes = api.path("v1", "Node", None)
+    size = 0
+    for number in numbers:
         name = f"fake-{number:05}"
-        node = fake_node(name, number, GPUS)
-        node["status"]["conditions"] = [{"type": "Ready", "status": "True"}]
-        node = cluster.api.request("POST", nodes, node)
+        node = api.request("POST", nodes, fake_node(name, number, GPUS))
         read = reading(number)
         made = record_of(read, {})
-        cluster.api.request("POST", RECORDS_PATH, node_topology(made, node))
+        api.request("POST", RECORDS_PATH, node_topology(made, node))
         conditions = conditions_of(read, (), (), NOW)
         status = {"status": status_document(made, conditions, NOW)}
         path = f"{RECORDS_PATH}/{name}"
-        cluster.api.request("PATCH", f"{path}/status", status, "application/merge-patch+json")
-    return len(json.dumps(cluster.api.request("GET", path), separators=(",", ":")))
+        whole = api.request("PATCH", f"{path}/status", status, "application/merge-patch+json")
+        size = len(json.dumps(whole, separators=(",", ":")))
+    api.close()
+    return size
 
 
 def measure(cluster: Cluster, nodes: int, size: int, rounds: int) -> None:

@@ -4,6 +4,17 @@ from typing import Annotated
 
 import typer
 
+
+def with_address(source: str | None) -> str | None:
+    """`ray` as `ray:ADDRESS`, where a flag, PARCTL_ADDRESS or the current context names one."""
+    if source != "ray":
+        return source
+    from parctl.launcher.contexts import resolve_context
+
+    address = resolve_context(backend="ray", recipe_backend=None).address
+    return f"ray:{address}" if address else source
+
+
 RecipeArgument = Annotated[
     str,
     typer.Argument(
@@ -29,6 +40,7 @@ ClusterOption = Annotated[
         metavar="CLUSTER",
         help="A cluster such as h100:16x8, a topology file, or local (the default).",
         show_default=False,
+        callback=with_address,
     ),
 ]
 DevicesOption = Annotated[

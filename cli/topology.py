@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from parctl.cli.options import DevicesOption, OutputOption
+from parctl.cli.options import DevicesOption, OutputOption, with_address
 
 if TYPE_CHECKING:
     from parctl.topology.model import Topology
@@ -26,6 +26,7 @@ SourcesOption = Annotated[
         help="local (the default), kubernetes, ray, a file, - or a cluster such as h100:16x8. "
         "Several sources are merged: NODES=SOURCE says what those nodes are like inside.",
         show_default=False,
+        callback=lambda sources: [with_address(source) for source in sources],
     ),
 ]
 NodeOption = Annotated[
@@ -121,8 +122,10 @@ def _warn(warnings: Iterable[str]) -> None:
 
 @app.command()
 def diff(
-    before: Annotated[str, typer.Argument(metavar="A", help="A source, as for --from.")],
-    after: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    before: Annotated[
+        str, typer.Argument(metavar="A", help="A source, as for --from.", callback=with_address)
+    ],
+    after: Annotated[str, typer.Argument(metavar="B", help="Another one.", callback=with_address)],
     output: OutputOption = "table",
 ) -> int:
     """Say what changed from A to B, and exit 1 if anything did.

@@ -41,7 +41,8 @@ from parctl.launcher.secrets import redact
 
 RELAY = "parctl.launcher.kubernetes.relay"
 CONNECT_S = 5.0
-RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0)
+# a leader that is up a moment later is met a moment later; a thousand pods may wait for one
+RETRY_S = (0.05, 0.1, 0.2, 0.2, 0.2, 0.2, 0.5, 1.0)
 TAIL_LINES = 200
 OVER_S = 10.0  # after the ranks' grace, until the node process counts as stuck
 

@@ -6,7 +6,8 @@ endpoint answers through it, and one Service stands for all of them::
 
     client --> Service RUN-endpoint --> any pod of the run --> the pod with rank 0
 
-An endpoint on loopback, which is the default of `serve.host`, is left alone. Pure.
+An endpoint on loopback, which is the default of `serve.host`, is left alone. So is the one of a
+RayJob, whose pods run Ray in place of the agent. Pure.
 """
 
 from ipaddress import ip_address
@@ -59,12 +60,16 @@ def clients_may_enter(port: int) -> Object:
     return {"ports": [{"port": port, "protocol": "TCP"}]}
 
 
-def endpoint_notes(plan: Plan, run_id: str, namespace: str) -> tuple[str, ...]:
+def endpoint_notes(
+    plan: Plan, run_id: str, namespace: str, *, has_service: bool
+) -> tuple[str, ...]:
     """Where it will be, in a sentence."""
     serve = plan.recipe.serve
     if serve is None:
         return ()
     port = endpoint_port(plan)
+    if port is not None and not has_service:
+        return (f"a RayJob has no Service for clients: port {port} of the pod with torch's rank 0",)
     if port is not None:
         url = f"http://{endpoint_name(run_id)}.{namespace}:{port}/v1"
         return (f"inside of the cluster the endpoint is {url}",)

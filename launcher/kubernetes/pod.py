@@ -30,19 +30,19 @@ NEEDED = ("torch", "numpy")  # of parctl's own runtime
 
 
 def main() -> int:
-    plan = read_plan()
     run_id = os.environ["PARCTL_RUN_ID"]
+    plan = read_plan()
     spec = kubernetes_spec(plan)
+    index = int(os.environ.get(INDEX_VARIABLE) or os.environ["JOB_COMPLETION_INDEX"])
+    leads = index == 0 and spec.recovery == "native"
+    own_leader = start_leader() if leads else None  # soon: every agent waits for it
     directory = run_folder() / run_id
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     (directory / "state.json").write_text("{}", encoding="utf-8")
     plan_file = directory / "plan.json"
     plan_file.write_text(read_plan_text(), encoding="utf-8")
-    index = int(os.environ.get(INDEX_VARIABLE) or os.environ["JOB_COMPLETION_INDEX"])
-    leads = index == 0 and spec.recovery == "native"
     port = int(os.environ["PARCTL_CONTROL_PORT"])
     host = "localhost" if leads else os.environ["PARCTL_LEADER"]
-    own_leader = start_leader() if leads else None
     hello = describe(plan, index, starts=count_start(run_folder()))
     agent = Agent(
         hello,

@@ -121,6 +121,8 @@ def _worker(template: Object, *, own_memory: bool) -> Object:
     kept = [each for each in container["env"] if each["name"] not in UNUSED]
     container["env"] = [*kept, {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}]
     del container["terminationMessagePath"]
+    # readiness is KubeRay's word here: it waits for all pods before it submits the job
+    container.pop("readinessProbe", None)
     if not own_memory:
         for amounts in (container["resources"]["requests"], container["resources"]["limits"]):
             if "memory" in amounts:

@@ -94,7 +94,8 @@ def render(plan: Plan, run_id: str, target: Target) -> Manifests:
     if spec.network_policy and not spec.host_network:
         objects.append(_network_policy(plan, run_id, shape))
     port = endpoint_port(plan)
-    if port is not None:
+    has_endpoint = port is not None and shape != "rayjob"
+    if port is not None and has_endpoint:
         objects.append(endpoint_service(run_id, port))
     leader = leader_host(shape, run_id)
     if spec.recovery == "coordinator":
@@ -110,7 +111,7 @@ def render(plan: Plan, run_id: str, target: Target) -> Manifests:
         notes=(
             *privileged_choices(spec),
             *(group_notes(plan) if shape == "leaderworkerset" else ()),
-            *endpoint_notes(plan, run_id, target.namespace),
+            *endpoint_notes(plan, run_id, target.namespace, has_service=has_endpoint),
         ),
     )
 

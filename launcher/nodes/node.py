@@ -196,7 +196,7 @@ class NodeProcess:
             **self._settings["env_defaults"],
             **self._defaults,
             **os.environ,
-            **self._settings["env"],
+            **self._given(),
             **{name: os.environ[source] for name, source in self._settings["secrets"].items()},
             **self._marks,
             "PARCTL_ATTEMPT": str(self._attempt),
@@ -217,7 +217,15 @@ class NodeProcess:
 
     def _common_before(self) -> dict[str, str]:
         defaults = {**self._settings["env_defaults"], **self._defaults}
-        return {**defaults, **os.environ, **self._settings["env"], **self._marks}
+        return {**defaults, **os.environ, **self._given(), **self._marks}
+
+    def _given(self) -> dict[str, str]:
+        """What the recipe sets. Its PYTHONPATH stands before ours, where parctl itself may be."""
+        given: dict[str, str] = dict(self._settings["env"])
+        ours = os.environ.get("PYTHONPATH")
+        if ours and given.get("PYTHONPATH"):
+            given["PYTHONPATH"] += os.pathsep + ours
+        return given
 
     def _note_started(self) -> None:
         if self._starter is None:

@@ -140,7 +140,7 @@ def _refuse_secrets(recipe: Recipe) -> None:
 
 def _refuse_unshared(plan: Plan, storage: str | None) -> None:
     """Raise when the nodes would save a checkpoint in directories that they do not share."""
-    checkpoint = plan.recipe.checkpoint
+    checkpoint = plan.recipe.checkpoint if plan.recipe.train else None  # others only read them
     if plan.layout.num_nodes > 1 and checkpoint and checkpoint.dir is None and storage is None:
         raise UsageError(
             f"{plan.layout.num_nodes} nodes have no common place for checkpoints",

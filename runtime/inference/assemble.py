@@ -15,6 +15,7 @@ from parctl.recipes.spec import ModelSpec, ParallelismSpec
 from parctl.runtime.checkpoint.directory import NAME
 from parctl.runtime.inference.config import EngineConfig
 from parctl.runtime.inference.engine import Engine
+from parctl.runtime.inference.packed import pack
 from parctl.runtime.inference.place import Place, find_place
 from parctl.runtime.inference.request import Sampler
 from parctl.runtime.inference.stage import build_stage
@@ -52,4 +53,5 @@ def assemble(
         load_checkpoint(stage, source, mesh)
     else:
         load_huggingface(stage, source, mesh)
+    pack(stage.model)
     return Engine(stage, config, place, sampler)

@@ -18,12 +18,12 @@ from parctl.errors import UsageError
 from parctl.runtime.inference.batch import Batch
 from parctl.runtime.inference.block_manager import BlockManager
 from parctl.runtime.inference.config import EngineConfig
+from parctl.runtime.inference.packed import weight_bytes
 from parctl.runtime.inference.place import Place, any_of, hand_to_leader, tell
 from parctl.runtime.inference.request import Emitted, Request, Sampled, Sampler
 from parctl.runtime.inference.runner import Runner
 from parctl.runtime.inference.scheduler import Scheduler
 from parctl.runtime.inference.stage import Stage
-from parctl.runtime.model.linear import local
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +109,7 @@ class Engine:
     @property
     def weight_bytes(self) -> int:
         """Of the parameters on this rank."""
-        return sum(local(one).nbytes for one in self._stage.model.parameters())
+        return weight_bytes(self._stage.model)
 
     def add(self, request: Request) -> None:
         """Queue a request, on the leader. Raises UsageError for one that cannot be served."""

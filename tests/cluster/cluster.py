@@ -110,7 +110,8 @@ class Cluster:
             return not pods and not (queues and self.api.list("Workload", name, KUEUE))
 
         queues = self.machine.alive("kueue")
-        wait_until(idle, seconds=60, what=f"end of namespace {name}")
+        seconds = 60 + len(self.api.list("Pod", name)) / 4  # a benchmark has a thousand
+        wait_until(idle, seconds=seconds, what=f"end of namespace {name}")
         for kind in ("ClusterRole", "ClusterRoleBinding"):
             self.api.delete_all(kind, f"{RBAC}/v1", selector=f"{NAMESPACE_LABEL}={name}")
         for volume in self.api.list("PersistentVolume"):

@@ -104,11 +104,16 @@ def write_values(folder: Path, name: str, *parts: Mapping[str, Any]) -> Path:
 
 
 def copy_of_version(folder: Path, version: str) -> Path:
-    """The chart with another version, such as a release before this one."""
+    """The chart as an older release might have been: its definition has a column less."""
     copy = folder / f"parctl-{version}"
     shutil.copytree(CHART, copy)
     file = copy / "Chart.yaml"
     about = yaml.safe_load(file.read_text())
     about["version"] = version
     file.write_text(yaml.safe_dump(about))
+    definition = copy / "templates" / "crd.yaml"
+    lines = definition.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not line.strip().startswith("- {name: Domain,")]
+    assert len(kept) == len(lines) - 1
+    definition.write_text("".join(kept))
     return copy

@@ -124,3 +124,15 @@ def site(cluster: Cluster, tmp_path: Path) -> Iterator[Site]:
 
 def release_name() -> str:
     return f"r{uuid.uuid4().hex[:6]}"
+
+
+def token_of(site: Site, pod: Object) -> Path:
+    """The kubeconfig of a pod's own token, which names its node."""
+    account = pod["spec"]["serviceAccountName"]
+    path = site.cluster.api.path("v1", "ServiceAccount", site.namespace)
+    about = {"kind": "Pod", "apiVersion": "v1", "name": pod["metadata"]["name"]}
+    spec = {"expirationSeconds": 600, "boundObjectRef": {**about, "uid": pod["metadata"]["uid"]}}
+    body: dict[str, Any] = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest"}
+    made = site.cluster.api.request("POST", f"{path}/{account}/token", {**body, "spec": spec})
+    token = str(made["status"]["token"])
+    return site.cluster.authority.token_kubeconfig("daemon", token, site.namespace)

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -15,7 +14,7 @@ from tests.cluster.api import Api, ApiError, Object
 from tests.cluster.cluster import Cluster
 from tests.cluster.machine import CGROUPS, wait_until
 from tests.helm.chart import CHART
-from tests.helm.conftest import RECORDS, Site, site_in
+from tests.helm.conftest import RECORDS, Site, site_in, token_of
 
 from parctl.topology.discovery.reading import read_node
 from parctl.topology.model import Topology
@@ -241,18 +240,6 @@ def cgroup_of(site: Site, pod: Object, controller: str) -> Path:
     return found[0]
 
 
-def token_of(site: Site, pod: Object) -> Path:
-    """The kubeconfig of a pod's own token, which names its node."""
-    account = pod["spec"]["serviceAccountName"]
-    path = site.cluster.api.path("v1", "ServiceAccount", site.namespace)
-    about = {"kind": "Pod", "apiVersion": "v1", "name": pod["metadata"]["name"]}
-    spec = {"expirationSeconds": 600, "boundObjectRef": {**about, "uid": pod["metadata"]["uid"]}}
-    body: dict[str, Any] = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest"}
-    made = site.cluster.api.request("POST", f"{path}/{account}/token", {**body, "spec": spec})
-    token = str(made["status"]["token"])
-    return site.cluster.authority.token_kubeconfig("daemon", token, site.namespace)
-
-
 def test_a_daemon_writes_about_its_own_node_only(site: Site) -> None:
     site.wait_records(*SPECS)
     pod = next(p for p in site.pods() if p["spec"]["nodeName"] == "gpu-1")
@@ -270,6 +257,48 @@ def test_a_daemon_writes_about_its_own_node_only(site: Site) -> None:
             api.request("DELETE", f"/apis/{RECORDS}/nodetopologies/gpu-1")
     finally:
         api.close()
+
+
+def test_a_record_that_somebody_changed_is_right_again_with_the_next_reading(site: Site) -> None:
+    right = site.wait_records(*SPECS)["gpu-2"]["spec"]
+    api = site.cluster.api
+    wrong = {"spec": {"links": ["X"] * GPUS, "domain": "rack.1"}}
+
+    api.patch("NodeTopology", "gpu-2", wrong, api_version=RECORDS)
+    wait_until(lambda: spec_of(site, "gpu-2") == right, seconds=20, what="the record put right")
+    api.delete("NodeTopology", "gpu-2", api_version=RECORDS)
+    wait_until(lambda: spec_of(site, "gpu-2") == right, seconds=20, what="the record back")
+
+    # and one that is right is left alone
+    before = site.record("gpu-2")
+    time.sleep(11)
+    after = site.record("gpu-2")
+    assert before is not None and after is not None
+    assert after["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
+
+
+def spec_of(site: Site, node: str) -> Object | None:
+    record = site.record(node)
+    return record and record["spec"]
+
+
+def test_a_daemon_outlives_the_api_server(site: Site) -> None:
+    site.wait_records(*SPECS)
+    before = {pod["metadata"]["uid"] for pod in site.pods()}
+    file = site.cluster.machine.folder / "nvml" / "gpu-2.spec"
+    whole = file.read_text()
+    try:
+        file.write_text(whole + "ecc 1 2\n")
+        site.cluster.control_plane.restart_api_server()
+        wait_until(lambda: health(site, "gpu-2") == "False", seconds=30, what="fault of gpu-2")
+    finally:
+        file.write_text(whole)
+    wait_until(lambda: health(site, "gpu-2") == "True", seconds=20, what="recovery of gpu-2")
+
+    assert {pod["metadata"]["uid"] for pod in site.pods()} == before
+    assert all(
+        s["restartCount"] == 0 for p in site.pods() for s in p["status"]["containerStatuses"]
+    )
 
 
 def test_labels_and_taints_are_its_own_and_of_its_own_node(site: Site) -> None:
@@ -321,6 +350,18 @@ FORBIDDEN = (
     ({"metadata": {"annotations": {"example.com/note": "x"}}}, "no annotation"),
     ({"spec": {"unschedulable": True}}, "does not cordon"),
     ({"spec": {"taints": [{"key": "other", "effect": "NoExecute"}]}}, "this taint"),
+    ({"spec": {"taints": [{"key": "parctl.dev/fault", "effect": "NoExecute"}]}}, "this taint"),
+    ({"metadata": {"finalizers": ["example.com/stay"]}}, "no owner and no finalizer"),
+    (
+        {
+            "metadata": {
+                "ownerReferences": [
+                    {"apiVersion": "v1", "kind": "Pod", "name": "none", "uid": "no-such"}
+                ]
+            }
+        },
+        "no owner and no finalizer",
+    ),
 )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.cluster.api import Object
+from tests.cluster.api import Api, ApiError, Object
 from tests.cluster.cluster import Cluster
 from tests.cluster.machine import wait_until
 from tests.helm.chart import (
@@ -22,7 +22,7 @@ from tests.helm.chart import (
     values_of,
     write_values,
 )
-from tests.helm.conftest import DEFINITION, GPU_NODES, Site, release_name, site_in
+from tests.helm.conftest import DEFINITION, GPU_NODES, Site, release_name, site_in, token_of
 from tests.launcher.kubernetes.real import Here, start_probe
 
 pytestmark = pytest.mark.cluster
@@ -41,6 +41,13 @@ def here(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 def definition(site: Site) -> Object | None:
     return site.cluster.api.find("CustomResourceDefinition", DEFINITION, api_version=DEFINITIONS)
+
+
+def columns(site: Site) -> list[str]:
+    """What `kubectl get nodetopologies` prints."""
+    crd = definition(site)
+    assert crd is not None
+    return [each["name"] for each in crd["spec"]["versions"][0]["additionalPrinterColumns"]]
 
 
 def identity(pods: list[Object]) -> set[tuple[str, int]]:
@@ -74,6 +81,7 @@ def test_a_release_lives_through_its_whole_life_beside_a_run(
         crd = definition(site)
         assert crd is not None
         assert crd["metadata"]["labels"]["helm.sh/chart"] == f"parctl-{chart['version']}"
+        assert "Domain" in columns(site)
         site.wait_discovery(len(GPU_NODES))
 
         tested = site.helm("test", release, "--timeout", "120s")
@@ -82,6 +90,7 @@ def test_a_release_lives_through_its_whole_life_beside_a_run(
         site.helm("rollback", release, "1")
         (listed,) = yaml.safe_load(site.helm("list", "-o", "json"))
         assert listed["chart"] == "parctl-0.0.1"
+        assert "Domain" not in columns(site)
         site.wait_discovery(len(GPU_NODES))
 
         before = probe.counts()
@@ -175,6 +184,31 @@ def test_who_has_rights_in_one_namespace_only_can_install(site: Site, tmp_path: 
         seconds=40,
         what="end of the ConfigMaps",
     )
+
+
+def test_a_daemon_that_writes_config_maps_may_write_no_other(site: Site) -> None:
+    """A plan, or the certificate that pods of the namespace trust, is a ConfigMap too."""
+    api = site.cluster.api
+    site.install(release_name(), CHART, values_of(CHART / "ci" / "config-map-values.yaml"))
+    site.wait_discovery(len(GPU_NODES))
+    selector = "parctl.dev/node-topology=true"
+    wait_until(
+        lambda: len(api.list("ConfigMap", site.namespace, selector=selector)) == len(GPU_NODES),
+        seconds=30,
+        what="a ConfigMap of every node",
+    )
+    pod = next(p for p in site.pods() if p["spec"]["nodeName"] == "gpu-1")
+    maps = [m["metadata"]["name"] for m in api.list("ConfigMap", site.namespace, selector=selector)]
+    (own,) = (name for name in maps if name.endswith("-gpu-1"))
+    note = {"metadata": {"annotations": {"example.com/note": "x"}}}
+    daemon = Api(token_of(site, pod))
+    try:
+        daemon.patch("ConfigMap", own, note, site.namespace)
+        for other in ("kube-root-ca.crt", own.replace("gpu-1", "gpu-2")):
+            with pytest.raises(ApiError, match="may not write about"):
+                daemon.patch("ConfigMap", other, note, site.namespace)
+    finally:
+        daemon.close()
 
 
 def test_the_api_server_takes_every_object_that_is_rendered(site: Site) -> None:

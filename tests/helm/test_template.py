@@ -1,6 +1,7 @@
 """What the chart renders, file by file, with both versions of Helm."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 import yaml
 from tests.helm.branches import branches_taken, marked_chart
 from tests.helm.chart import CHART, CI_VALUES, PROGRAM_NAMES, Object, helm, one, render
+
+from parctl.topology.discovery.record import MAX_OF, MAX_TEXT, MAX_WARNINGS
 
 GOLDENS = Path(__file__).parent / "goldens"
 RESTRICTED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
@@ -141,6 +144,27 @@ def test_the_definition_stays_only_when_that_is_asked_for() -> None:
 
     assert kept["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
     assert "annotations" not in gone["metadata"]
+
+
+def test_records_are_cut_to_what_the_definition_takes() -> None:
+    version = one(rendered("default"), "CustomResourceDefinition")["spec"]["versions"][0]
+    spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    longest = dict(bounds(spec))
+
+    assert longest.pop("warnings") == MAX_OF["warnings"]
+    assert spec["warnings"]["maxItems"] == MAX_WARNINGS
+    assert len(longest) > 8
+    for name, length in longest.items():
+        assert MAX_OF.get(name, MAX_TEXT) == length, name
+
+
+def bounds(properties: Object) -> Iterator[tuple[str, int]]:
+    """Names of texts in a record, and how long they may be."""
+    for name, schema in properties.items():
+        inside = schema.get("items", schema)
+        if "maxLength" in inside:
+            yield name, inside["maxLength"]
+        yield from bounds(inside.get("properties", {}))
 
 
 def test_discovery_takes_no_gpu() -> None:

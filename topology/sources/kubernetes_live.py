@@ -24,7 +24,7 @@ KUEUE = ("kueue.x-k8s.io", ("v1beta2", "v1beta1", "v1alpha1"), "topologies")
 RECORDS = (GROUP, (VERSION,), PLURAL)
 PAGE = 500
 TIMEOUT_S = 15.0
-ERRORS, NOT_SERVED, FORBIDDEN = 400, 404, (401, 403)
+ERRORS, NOT_SERVED, FORBIDDEN, GONE = 400, 404, (401, 403), 410
 
 
 def read_cluster(context: str | None) -> Topology:
@@ -132,6 +132,10 @@ def _pages(
         except api.ApiException as error:
             if optional and error.status == NOT_SERVED:
                 return None
+            if error.status == GONE and "_continue" in page:
+                # the pages are of one moment, which the server has forgotten: all in one answer
+                page, objects = {}, []
+                continue
             hint = "the account may not list them" if error.status in FORBIDDEN else None
             raise BackendError(
                 f"Kubernetes answers {error.status} {error.reason} when asked for {plural}",

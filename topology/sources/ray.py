@@ -108,10 +108,11 @@ def build(nodes: Sequence[RayNode], *, name: str, source: str, cut: str | None) 
         warnings.append(f"{len(nodes) - len(alive)} of {len(nodes)} Ray nodes are dead")
     named = sorted(zip(_names(alive), alive, strict=True), key=lambda pair: natural_key(pair[0]))
     with_gpus = [pair for pair in named if _num_gpus(pair[1])]
-    if with_gpus and len(with_gpus) < len(named):
-        gone = [host for host, node in named if not _num_gpus(node)]
-        warnings.append(f"left out, since they have no GPU: {few(gone)}")
-    chosen = with_gpus or named
+    kind, count = ("GPU", _num_gpus) if with_gpus else ("CPU", _num_cpus)
+    chosen = [pair for pair in named if count(pair[1])] or named
+    if len(chosen) < len(named):  # such as a head that is kept free of work
+        gone = [host for host, node in named if not count(node)]
+        warnings.append(f"left out, since they have no {kind}: {few(gone)}")
     tiers = _tiers([node for _, node in chosen])
     shared: dict[str, Hardware] = {}
     result = []
@@ -221,6 +222,10 @@ def _num_gpus(node: RayNode) -> int:
     return whole_number(node.resources.get("GPU"), most=MAX_GPUS) or 0
 
 
+def _num_cpus(node: RayNode) -> int:
+    return whole_number(node.resources.get("CPU"), most=10**6) or 0
+
+
 def _tiers(nodes: Sequence[RayNode]) -> list[str]:
     present = {key for node in nodes for key in node.labels if text_of(node.labels.get(key))}
     numbered = {int(match[1]): key for key in present if (match := TIER_LABEL.fullmatch(str(key)))}
@@ -230,7 +235,7 @@ def _tiers(nodes: Sequence[RayNode]) -> list[str]:
 
 
 def _hardware(node: RayNode) -> Hardware:
-    num_cpus = whole_number(node.resources.get("CPU"), most=10**6)
+    num_cpus = _num_cpus(node) or None
     memory = whole_number(node.resources.get("memory"), most=2**60)
     count = _num_gpus(node)
     if not count and num_cpus:

@@ -181,15 +181,25 @@ def _on_its_host(meant: str) -> str:
 
 
 def auth_token() -> str | None:
-    """Ray's token, from the first of its three places that has one."""
-    token = os.environ.get("RAY_AUTH_TOKEN")
-    if token:
-        return token
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token"
-    try:
-        return Path(path).expanduser().read_text().strip() or None
-    except (OSError, RuntimeError):  # RuntimeError: there is no home
-        return None
+    """Ray's token, from the first of its three places that has one.
+
+    Raises UsageError for one that no request can carry.
+    """
+    token = os.environ.get("RAY_AUTH_TOKEN", "").strip()
+    if not token:
+        path = os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token"
+        try:
+            token = Path(path).expanduser().read_text().strip()
+        except (OSError, RuntimeError):  # RuntimeError: there is no home
+            return None
+        except UnicodeDecodeError:
+            token = "\0"
+    if not (token.isascii() and token.isprintable()):
+        raise UsageError(
+            "Ray's token has characters that a request cannot carry, such as a line break",
+            hint="RAY_AUTH_TOKEN, or the file of RAY_AUTH_TOKEN_PATH, holds the token and no more",
+        )
+    return token or None
 
 
 def quoted(text: str) -> str:

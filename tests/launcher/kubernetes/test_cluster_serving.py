@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.cluster.machine import wait_until
+from tests.cluster.queues import make_queue
 from tests.launcher.kubernetes.real import Here
 from tests.launcher.kubernetes.serving import (
     RECIPE,
@@ -106,3 +107,23 @@ def test_a_pod_that_is_deleted_comes_back_to_its_group(here: Here) -> None:
 
     assert complete(address) == first
     assert here.running(RUN).restarts >= 1
+
+
+def test_a_queue_holds_a_group_back_whole_and_lets_it_in_whole(here: Here) -> None:
+    here.cluster.controllers.ensure("lws", "kueue")
+    make_queue(here.cluster, here.namespace, gpus=2)
+    here.launch(write_recipe(here, queue="team"), RUN)  # of 4
+    said = here.diagnosis_until("team", RUN, seconds=90)
+    waiting = here.status(RUN)
+    placed = [pod for pod in here.pods(RUN) if pod["spec"].get("nodeName")]
+
+    make_queue(here.cluster, here.namespace, gpus=4)
+    until_healthy(here, service_address(here))
+
+    assert "2" in said.sentence
+    assert waiting.state is State.PENDING
+    assert placed == []
+    assert {pod["spec"]["nodeName"] for pod in here.pods(RUN)} == {"gpu-1", "gpu-2"}
+    here.ask(lambda backend: backend.cancel(RUN, grace_s=5))
+    here.ask(lambda backend: backend.delete(RUN))
+    wait_until(lambda: not here.objects(RUN), seconds=60, what="nothing of the run")

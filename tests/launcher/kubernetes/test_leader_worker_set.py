@@ -117,6 +117,15 @@ def test_an_endpoint_that_nobody_can_name_has_no_service(host: str, port: int, w
     assert '"ingress": [{"from"' in text
 
 
+def test_the_pods_of_a_rayjob_are_ready_when_ray_is() -> None:
+    manifests = render(serve_plan(KubernetesSpec(kind="rayjob")), "a-run", TARGET)
+    text = json.dumps(manifests.documents)
+    assert "readinessProbe" not in text and "a-run-endpoint" not in text
+    assert manifests.notes == (
+        "a RayJob has no Service for clients: port 8000 of the pod with torch's rank 0",
+    )
+
+
 def test_the_address_inside_of_the_cluster_is_told() -> None:
     assert render(serve_plan(), "a-run", TARGET).notes == (
         "inside of the cluster the endpoint is http://a-run-endpoint.team-a:8000/v1",

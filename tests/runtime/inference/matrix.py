@@ -198,7 +198,10 @@ def judge(task: Task, job: Job, leaders: Sequence[Mapping[str, Made]], seconds: 
         stats = [made.stats for made in each]
         if any(one.free_blocks != one.num_blocks for one in stats):
             faults.append(f"{way}: blocks are still held at the end")
-        if way in ("computed again", "swapped") and not any(one.preemptions for one in stats):
+        # the few blocks that a chunk and a window need are enough for a handful of sequences
+        must_be_short = task.case.model != "mistral" or len(expected.tokens) >= 100
+        short = way in ("computed again", "swapped") and must_be_short
+        if short and not any(one.preemptions for one in stats):
             faults.append(f"{way}: nothing was pre-empted")
         if way == "computed again" and not any(one.cached_tokens for one in stats):
             faults.append(f"{way}: nothing was found in the prefix cache")

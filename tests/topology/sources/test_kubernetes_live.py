@@ -65,6 +65,22 @@ def test_all_pages_slices_and_levels_are_read(
     assert {header for _, header in asked} == {"Bearer secret"}
 
 
+def test_a_list_whose_next_page_is_gone_is_read_in_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("kubernetes", reason="the package `kubernetes` is not installed")
+    answers: dict[str, Any] = {
+        "/api/v1/nodes?limit=500": {"items": [node("n1")], "metadata": {"continue": "p2"}},
+        "/api/v1/nodes?continue=p2&limit=500": 410,
+        "/api/v1/nodes": {"items": [node("n1"), node("n2")], "metadata": {}},
+    }
+    with answering(answers) as (address, _):
+        use_config(tmp_path / "config", address, monkeypatch)
+        topology = discover("kubernetes:lab")
+
+    assert [found.name for found in topology.nodes] == ["n1", "n2"]
+
+
 RECORD = {
     "schema": 1,
     "kind": "gpu",

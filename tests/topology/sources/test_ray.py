@@ -44,6 +44,16 @@ def test_the_state_api() -> None:
     assert "links: Ray does not say how the GPUs of a node are joined" in topology.unknown
 
 
+def test_a_head_without_cpus_is_no_part_of_a_cluster_without_gpus() -> None:
+    head = state("head0", 0, resources_total={"memory": 64e9})
+    topology = read([state("w2", 0), head, state("w1", 0)])
+
+    assert [node.name for node in topology.nodes] == ["w1", "w2"]
+    assert (topology.num_devices, topology.nodes[0].hardware.kind) == (32, "cpu")
+    assert topology.warnings == ("left out, since they have no CPU: head0",)
+    assert [node.name for node in read([head]).nodes] == ["head0"]
+
+
 def test_ray_nodes_as_python_gives_them() -> None:
     topology = read(
         [

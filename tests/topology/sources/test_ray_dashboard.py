@@ -180,3 +180,21 @@ def test_what_cannot_be_a_dashboard_is_refused_at_once(given: str, said: str) ->
     with pytest.raises(UsageError, match=said) as caught:
         find_dashboard(given)
     assert "secret" not in str(caught.value)
+
+
+def test_a_token_may_end_with_its_line_and_not_hold_another(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "t0ken\n")
+    dashboard.ray_version()
+    assert SEEN == ["Bearer t0ken"]
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "to\nken")
+    with pytest.raises(UsageError, match="a request cannot carry") as caught:
+        dashboard.ray_version()
+    assert "to\nken" not in str(caught.value)
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    path = tmp_path / "token"
+    path.write_bytes(b"\xff\xfe")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
+    with pytest.raises(UsageError, match="a request cannot carry"):
+        dashboard.ray_version()
