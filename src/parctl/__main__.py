@@ -1,6 +1,11 @@
 """`python -m parctl` and the `parctl` program."""
 
-from parctl.cli.main import main
+import sys
+
+try:
+    from parctl.cli.main import main
+except KeyboardInterrupt:  # within the tenth of a second that this takes
+    sys.exit(130)
 
 if __name__ == "__main__":
     main()

@@ -25,7 +25,7 @@ from tests.helm.conftest import RECORDS
 from tests.launcher.kubernetes import serving
 from tests.launcher.kubernetes.real import Here
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]  # the matrix takes every right away
 NVML = Path(__file__).resolve().parents[4] / "shared" / "data" / "nvml"
 
 

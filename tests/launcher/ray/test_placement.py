@@ -21,6 +21,7 @@ from tests.launcher.ray.runs import (
 )
 
 from parctl.launcher.backend import State
+from parctl.launcher.ray.agents import INLINE_BYTES
 from parctl.launcher.ray.backend import RayBackend
 from parctl.launcher.run_id import new_run_id
 from parctl.planner.plan import Plan
@@ -82,19 +83,22 @@ def test_a_script_is_given_torchruns_variables(
         "-S",
         "-c",
         "import os; print(*(os.environ[k] for k in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', "
-        "'LOCAL_WORLD_SIZE', 'GROUP_RANK', 'GROUP_WORLD_SIZE', 'PARCTL_NODE')))",
+        "'LOCAL_WORLD_SIZE', 'GROUP_RANK', 'GROUP_WORLD_SIZE', 'PARCTL_NODE')), "
+        "len(os.environ['LONG_3']))",
     ]
-    source = script(tmp_path, show, {"dp": 2, "tp": 2})
+    # what is this long goes to the agents as an object of Ray's
+    long = {f"LONG_{number}": "x" * (INLINE_BYTES // 4) for number in range(4)}
+    source = script(tmp_path, show, {"dp": 2, "tp": 2}, env=long)
     launch(source, SMALL_NODES, run_id="env-1")
 
     assert ended(backend, "env-1").state is State.SUCCEEDED
     lines = backend.logs("env-1", rank=None, since=None, tail=None, follow=False)
     said = sorted(line.text for line in lines if line.rank is not None)
     assert said == [
-        "0 4 0 2 0 2 pair-0",
-        "1 4 1 2 0 2 pair-0",
-        "2 4 0 2 1 2 pair-1",
-        "3 4 1 2 1 2 pair-1",
+        "0 4 0 2 0 2 pair-0 25000",
+        "1 4 1 2 0 2 pair-0 25000",
+        "2 4 0 2 1 2 pair-1 25000",
+        "3 4 1 2 1 2 pair-1 25000",
     ]
 
 
