@@ -100,9 +100,11 @@ def load_settings() -> Settings:
     )
 
 
-def resolve_context(*, backend: str | None, recipe_backend: str | None) -> Context:
-    """Decide where a command goes; `backend` is the `-b` flag."""
-    settings = load_settings()
+def resolve_context(
+    *, backend: str | None, recipe_backend: str | None, settings: Settings | None = None
+) -> Context:
+    """Decide where a command goes; `backend` is the `-b` flag. `settings`: read already."""
+    settings = settings or load_settings()
     name = os.environ.get("PARCTL_CONTEXT") or settings.context
     if name is not None and name not in settings.contexts:
         raise UsageError(

@@ -30,18 +30,19 @@ def spawn_supervisor(*, ahead: bool = False) -> subprocess.Popen[bytes]:
     recipe says otherwise. Without, what goes wrong with it until it knows its run is said on our
     stderr. Raises OSError.
     """
+    environment, log = _environment(), ahead_log()
+    if ahead:
+        log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     supervisor = subprocess.Popen(
         [sys.executable, "-P", "-m", "parctl.launcher.supervisor"],
-        env=_environment(),
+        env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,  # which is for data
         start_new_session=True,
     )
     if ahead:
-        log = ahead_log()
-        log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        environment = {**ENVIRONMENT_DEFAULTS, **_environment(), **_room_for_marks()}
-        _tell(supervisor, {"log": str(log), "environment": environment})
+        of_ranks = {**ENVIRONMENT_DEFAULTS, **environment, **_room_for_marks()}
+        _tell(supervisor, {"log": str(log), "environment": of_ranks})
     return supervisor
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from parctl.errors import UsageError
 from parctl.launcher.backend import Backend, Manifests, RunRef
 from parctl.launcher.backends import get_backend
-from parctl.launcher.contexts import resolve_context
+from parctl.launcher.contexts import load_settings, resolve_context
 from parctl.launcher.local import LocalBackend
 from parctl.launcher.run_id import check_run_id, new_run_id
 from parctl.planner.plan import Plan
@@ -39,14 +40,15 @@ def prepared_launch(
     `cluster` is planned for in place of the back end's own.
     """
     with ExitStack() as undone:
-        likely = resolve_context(backend=backend, recipe_backend=None).backend
+        resolve = partial(resolve_context, backend=backend, settings=load_settings())
+        likely = resolve(recipe_backend=None).backend
         local = LocalBackend() if ahead and likely == "local" else None
         if local:  # known for sure only once the recipe is read
             undone.enter_context(local.standby())
         from parctl.recipes.loader import load_recipe
 
         recipe = load_recipe(source, overrides)
-        chosen = resolve_context(backend=backend, recipe_backend=recipe.launch.backend)
+        chosen = resolve(recipe_backend=recipe.launch.backend)
         if chosen.backend != likely:
             undone.close()
             local = None
