@@ -16,6 +16,7 @@ from tests.helm.chart import CHART, IMAGE_VALUES, helm, write_values
 
 DEFINITION = "nodetopologies.parctl.dev"
 RECORDS = "parctl.dev/v1alpha1"
+NVML = Path(__file__).resolve().parents[3] / "shared" / "data" / "nvml"
 GPU_NODES = ("gpu-1", "gpu-2", "gpu-3")
 # short times, small pods; a node reads itself every five seconds
 TEST_VALUES = {
@@ -24,6 +25,12 @@ TEST_VALUES = {
     "networkPolicy": {"apiServerPorts": [443, 6443]},
     "test": {"timeoutSeconds": 90},
 }
+
+
+def need_nvml() -> None:
+    """Skip without the library that stands for NVIDIA's."""
+    if not NVML.is_dir():
+        pytest.skip("no fake NVML in ../shared/data/nvml")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

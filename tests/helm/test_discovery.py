@@ -14,14 +14,13 @@ from tests.cluster.api import Api, ApiError, Object
 from tests.cluster.cluster import Cluster
 from tests.cluster.machine import CGROUPS, wait_until
 from tests.helm.chart import CHART
-from tests.helm.conftest import RECORDS, Site, site_in, token_of
+from tests.helm.conftest import NVML, RECORDS, Site, need_nvml, site_in, token_of
 
 from parctl.topology.discovery.reading import read_node
 from parctl.topology.model import Topology
 from parctl.topology.store import topology_from_json, topology_to_json
 
 pytestmark = pytest.mark.cluster
-NVML = Path(__file__).resolve().parents[3] / "shared" / "data" / "nvml"
 # a DGX-1, a DGX H100, a B200 box with a GPU that lost its links, a tray of a GB200 rack
 SPECS = {
     "gpu-1": "v100x8.spec",
@@ -60,8 +59,7 @@ def driver_values(specs: Path) -> Object:
 @pytest.fixture(scope="module")
 def site(session_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """One release for all tests here; the nodes say that they have eight GPUs."""
-    if not NVML.is_dir():
-        pytest.skip("no fake NVML in ../shared/data/nvml")
+    need_nvml()
     folder = tmp_path_factory.mktemp("helm")
     specs = specs_of(session_cluster)
     with session_cluster.inside():

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from tests.cluster.api import Api, Object
@@ -21,12 +20,11 @@ from tests.helm.access.rights import (
     sample,
 )
 from tests.helm.chart import render
-from tests.helm.conftest import RECORDS
+from tests.helm.conftest import NVML, RECORDS, need_nvml
 from tests.launcher.kubernetes import serving
 from tests.launcher.kubernetes.real import Here
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]  # the matrix takes every right away
-NVML = Path(__file__).resolve().parents[4] / "shared" / "data" / "nvml"
 
 
 def shown(here: Here) -> None:
@@ -143,8 +141,7 @@ def daemon(user: User, publish: str, seconds: float) -> str:
 
 
 def test_discovery_uses_every_right_it_has_and_misses_each(here: Here, definition: None) -> None:
-    if not NVML.is_dir():
-        pytest.skip("no fake NVML in ../shared/data/nvml")
+    need_nvml()
     api = here.cluster.api
     for publish, settings in (
         ("crd", ("labels=true", "taintEffect=PreferNoSchedule")),

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from parctl.launcher.backend import RunStatus, State
-from parctl.launcher.launch import prepared_launch
+from parctl.launcher.backend import Backend, RunStatus, State
+from parctl.launcher.launch import Prepared, prepared_launch
 from parctl.launcher.processes import Process, processes_with
 from parctl.launcher.ray.backend import RayBackend
 from parctl.launcher.waiting import wait_for
@@ -21,35 +21,41 @@ WAIT_S = 150.0  # on a machine that others use too
 
 def launch(source: str, *overrides: str, run_id: str, planned_for: str | None = None) -> Plan:
     """Launch as the command line does; returns the plan. `planned_for`: another cluster."""
+    return _submit("ray", source, overrides, run_id, planned_for).manifests.plan
+
+
+def run_here(source: str, *overrides: str) -> Backend:
+    """Run a recipe with the local back end, as `here-1`; returns the back end."""
+    backend = _submit("local", source, overrides, "here-1").backend
+    status = wait_for(backend, "here-1", timeout_s=WAIT_S)
+    assert status.state is State.SUCCEEDED, status.verdict
+    return backend
+
+
+def local_losses(source: str, *overrides: str) -> dict[int, float]:
+    """Train the same recipe with the local back end; losses by step."""
+    return {row["step"]: row["loss"] for row in run_here(source, *overrides).metrics("here-1")}
+
+
+def _submit(
+    backend: str,
+    source: str,
+    overrides: Sequence[str],
+    run_id: str,
+    planned_for: str | None = None,
+) -> Prepared:
     with prepared_launch(
         source,
         overrides=list(overrides),
         num_devices=None,
-        backend="ray",
+        backend=backend,
         run_id=run_id,
         force=False,
         ahead=True,
         cluster=planned_for,
     ) as prepared:
         prepared.backend.submit(prepared.manifests)
-        return prepared.manifests.plan
-
-
-def local_losses(source: str, *overrides: str) -> dict[int, float]:
-    """Train the same recipe with the local back end; losses by step."""
-    with prepared_launch(
-        source,
-        overrides=list(overrides),
-        num_devices=None,
-        backend="local",
-        run_id="here-1",
-        force=False,
-        ahead=True,
-    ) as prepared:
-        prepared.backend.submit(prepared.manifests)
-    status = wait_for(prepared.backend, "here-1", timeout_s=WAIT_S)
-    assert status.state is State.SUCCEEDED, status.verdict
-    return {row["step"]: row["loss"] for row in prepared.backend.metrics("here-1")}
+        return prepared
 
 
 def script(folder: Path, command: Sequence[str], axes: dict[str, int], **launch: Any) -> str:

@@ -9,31 +9,14 @@ from typing import Any
 import pytest
 from tests.launcher.ray.bare import bare_python
 from tests.launcher.ray.cluster import RayCluster
-from tests.launcher.ray.runs import SMALL_NODES, WAIT_S, ended, launch, until
+from tests.launcher.ray.runs import SMALL_NODES, ended, launch, run_here, until
 
 from parctl.launcher.backend import State
-from parctl.launcher.launch import prepared_launch
 from parctl.launcher.ray.backend import RayBackend
-from parctl.launcher.waiting import wait_for
 
 SERVER = ("starlette", "uvicorn", "prometheus_client", "pydantic")
 PROMPTS = ["A pipeline has", "Tensor parallelism splits", "x", "The gradients of a replica are"]
 FORM = "parallelism=TP2+PP2"
-
-
-def generated_here(*overrides: str) -> None:
-    with prepared_launch(
-        "tiny-llama-generate",
-        overrides=list(overrides),
-        num_devices=None,
-        backend="local",
-        run_id="here-1",
-        force=False,
-        ahead=True,
-    ) as prepared:
-        prepared.backend.submit(prepared.manifests)
-    status = wait_for(prepared.backend, "here-1", timeout_s=WAIT_S)
-    assert status.state is State.SUCCEEDED, status.verdict
 
 
 def texts(path: Path) -> list[str]:
@@ -55,7 +38,7 @@ def test_generate_over_two_nodes_gives_what_this_machine_gives(
     assert plan.layout.num_nodes == 2
     status = ended(backend, "words-1")
     assert status.state is State.SUCCEEDED, status.verdict
-    generated_here(*changes, f"generate.output={here}")
+    run_here("tiny-llama-generate", *changes, f"generate.output={here}")
 
     assert len(texts(there)) == len(PROMPTS)
     assert texts(there) == texts(here)
@@ -117,7 +100,8 @@ def test_an_endpoint_over_two_nodes_says_what_generate_says(
 
     prompts, here = tmp_path / "prompts.txt", tmp_path / "here.jsonl"
     prompts.write_text("\n".join(PROMPTS))
-    generated_here(
+    run_here(
+        "tiny-llama-generate",
         FORM,
         f"generate.prompts={prompts}",
         "generate.sampling.max_tokens=12",
