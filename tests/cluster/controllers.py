@@ -6,11 +6,12 @@ they were built from brings, with only the addresses changed.
 """
 
 import base64
-import http.client
 import json
 import shutil
 import signal
-import socket
+import ssl
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,29 +175,42 @@ class Controllers:
         }
 
     def wait_ready(self, controller: Controller) -> None:
-        """Wait for the controller to be ready and, where it is configured with webhooks, for those.
+        """Wait for the controller to be ready and for every webhook of its list to answer.
 
-        Not every controller's readiness waits for its webhooks (LeaderWorkerSet's does not), and
-        the API server refuses what a webhook that is not there should have seen.
+        No controller's readiness says that: LeaderWorkerSet's does not wait for its webhooks, and
+        JobSet serves the port before it knows the paths. The API server refuses what a webhook that
+        is not there should have seen.
         """
+        _, lists = self.manifests(controller)
+        webhooks = [
+            webhook["clientConfig"]["url"] for item in lists for webhook in item["webhooks"]
+        ]
 
         def ready() -> bool:
             self.machine.must_live(controller.name)
             path = "/healthz" if controller.configuration is None else "/readyz"
-            connection = http.client.HTTPConnection("127.0.0.1", controller.health_port, timeout=2)
             try:
-                connection.request("GET", path)
-                if connection.getresponse().status != 200:
+                if self.status(f"http://127.0.0.1:{controller.health_port}{path}") != 200:
                     return False
-                if controller.configuration is not None:
-                    socket.create_connection(("127.0.0.1", controller.port), timeout=2).close()
+                return all(self.status(url, "POST") != 404 for url in webhooks)
             except OSError:
                 return False
-            finally:
-                connection.close()
-            return True
 
         wait_until(ready, seconds=60, what=f"controller {controller.name} ready")
+
+    def status(self, url: str, method: str = "GET") -> int:
+        """The HTTP status that a server of a controller answers with.
+
+        Raises:
+            OSError: there is no server.
+        """
+        trusted = ssl.create_default_context(cafile=str(self.authority.certificate("ca")))
+        request = urllib.request.Request(url, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=2, context=trusted) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as refusal:
+            return refusal.code
 
     def manifests(self, controller: Controller) -> tuple[list[Object], list[Object]]:
         """The kinds that a controller defines, and the webhook lists, pointed at this machine."""
