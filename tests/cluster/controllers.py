@@ -95,7 +95,7 @@ CONTROLLERS = {
             flags=(
                 "--manage-all-nodes=false",
                 "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
-                "--node-lease-duration-seconds=40",
+                "--node-lease-duration-seconds=200",  # renewed in a quarter of that
                 "--server-address=127.0.0.1:19547",
             ),
         ),

@@ -9,7 +9,7 @@ from tests.cluster.machine import wait_until
 from tests.cluster.node import BLOCK_LABEL, GPU_LABELS, RACK_LABEL
 
 LABEL = "parctl.test/fake"
-PATIENCE_S = 120  # kwok says of each node every ten seconds that it lives
+PATIENCE_S = 120  # kwok says of each node every 50 seconds that it lives
 NODES_PER_RACK = 16
 RACKS_PER_BLOCK = 4
 
