@@ -7,6 +7,7 @@
         manifest.yaml     how it is started, as `parctl launch --dry-run -o yaml` prints it
         state.json        the record below; replaced whole, so that nobody reads half of it
         cancel.json       how long the ranks may save, where `parctl cancel --grace` says so
+        leaving           on a node of Ray that is told to end, while its ranks save
         events.jsonl      what happened, one JSON object per line
         supervisor.log    the same for people
         logs/             forkserver.log; attempt-1/rank-0.log, ..., arrivals.jsonl (see log_files)
@@ -85,6 +86,10 @@ class RunDirectory:
     @property
     def cancel(self) -> Path:
         return self.path / "cancel.json"
+
+    @property
+    def leaving(self) -> Path:
+        return self.path / "leaving"
 
     @property
     def supervisor_log(self) -> Path:

@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from parctl.launcher.kubernetes import names
@@ -28,6 +30,8 @@ from parctl.launcher.kubernetes.ray_voice import Voice
 from parctl.launcher.kubernetes.rayjob import RUN_FILE
 from parctl.launcher.processes import processes_with
 from parctl.launcher.ray.packages import RUN_FOLDER
+from parctl.launcher.ray.run_files import log_name
+from parctl.launcher.run_directory import RunDirectory
 from parctl.topology.sources.ray import NODE_LABEL
 
 COMMAND = "KUBERAY_GEN_RAY_START_CMD"  # set by KubeRay, for containers that start Ray themselves
@@ -57,12 +61,19 @@ def main() -> int:
         stop,
         grace_s=plan.recipe.launch.stop_grace_s + SLACK_S,
         tick=voice.tick if voice else lambda: None,
-        told=voice.stop_job if voice else lambda: None,
+        told=voice.stop_job if voice else partial(note_leaving, run_id),
         busy=lambda: voice.runs if voice else bool(processes_with(marks(run_id))),
     )
     if code and not stop.asked:
         print(words.read_text(encoding="utf-8", errors="replace"), flush=True)
     return names.SAVED if stop.asked else code
+
+
+def note_leaving(run_id: str) -> None:
+    """Have the node process tell the driver, which alone can have the ranks of all nodes save."""
+    run = RunDirectory(SESSION / "logs" / log_name(run_id))
+    with suppress(OSError):  # without a folder there is no rank
+        run.leaving.touch()
 
 
 def marks(run_id: str) -> dict[str, str]:

@@ -8,7 +8,8 @@ that agent, driver or head are gone, and then no rank may stay.
 ::
 
     agent (Ray's worker) --stdin-->  {"start": ..}, {"stop": ..}, {"beat": ..}
-                         <-stdout--  {"started": ..}, {"lines": ..}, {"exit": ..}, {"over": ..}
+                         <-stdout--  {"started": ..}, {"lines": ..}, {"exit": ..}, {"over": ..},
+                                     {"leaving": ..}
 
 One line of JSON each. Imports the standard library and parctl's own modules, no ray and no torch.
 """
@@ -63,6 +64,7 @@ class NodeProcess:
         self._last_word = time.monotonic()
         self._alone = False  # nobody speaks to us
         self._leave = False
+        self._node_leaves = False
         self._server: Starter | None = None  # that starts the ranks of the job
         self._starter: Starter | None = None  # that starts those of this attempt
         self._store: socket | None = None
@@ -90,6 +92,7 @@ class NodeProcess:
             if silence > (SILENT_S if self._ranks else IDLE_S):
                 self._be_alone("nobody spoke for too long")
             self._forward()
+            self._watch_node()
             if self._kill_at is not None and time.monotonic() >= self._kill_at:
                 self._signal(signal.SIGKILL)
                 self._kill_at = time.monotonic() + 1.0
@@ -125,6 +128,12 @@ class NodeProcess:
             *lines, self._orders = (self._orders + data).split(b"\n")
             for line in lines:
                 self._obey(json.loads(line))
+
+    def _watch_node(self) -> None:
+        """Say once that the node is told to end, and so all ranks of the run should save."""
+        if not self._node_leaves and self._run.leaving.exists():
+            self._node_leaves = True
+            self._tell(leaving=True)
 
     def _be_alone(self, why: str) -> None:
         if self._alone:

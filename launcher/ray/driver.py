@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from itertools import count
 from types import FrameType
 
@@ -30,6 +31,7 @@ from parctl.launcher.ray.placement import Placed, Placer
 from parctl.launcher.ray.publish import Publisher
 from parctl.launcher.ray.reasons import Reason
 from parctl.launcher.ray.run_files import find_run_file, run_directory
+from parctl.launcher.ray.team import Member
 from parctl.launcher.run_directory import RunDirectory
 from parctl.launcher.verdict import fix_for, plain_verdict, reach_verdict
 from parctl.planner.plan import Plan, plan_from_json
@@ -99,6 +101,9 @@ class Driver:
             if self._placed is None or self._stop.asked:
                 return self._end(State.CANCELLED, None)
             outcome = self._attempt(number, self._placed, deadline)
+            if outcome.cancelled and not self._stop.asked:
+                self._leave(self._placed.team.leaving)
+                continue
             verdict = None
             if not (outcome.succeeded or outcome.cancelled):
                 verdict = self._verdict(number, outcome)
@@ -184,13 +189,24 @@ class Driver:
         ).run()
 
     def _grace_s(self) -> float | None:
-        """How long ranks may save, once somebody has asked for the end."""
+        """How long ranks may save, once the run or one of its nodes is told to end."""
         if not self._stop.asked:
-            return None
+            is_leaving = self._placed is not None and self._placed.team.leaving
+            return float(self._settings["stop_grace_s"]) if is_leaving else None
         asked = asked_grace_s(self._settings["run_id"])
         if asked is not None:
             return asked
         return min(float(self._settings["stop_grace_s"]), CANCEL_GRACE_S)
+
+    def _leave(self, leaving: Sequence[Member]) -> None:
+        """Give all nodes back, since some are about to end. That is nobody's failure."""
+        nodes = ", ".join(member.node for member in leaving)
+        said = f"{nodes}: told to end; the ranks of all nodes have saved"
+        self._publisher.happened(said)
+        self._say(said)
+        self._publisher.change(state=State.RESTARTING, reason=said)
+        self._placer.do_without(leaving)
+        self._release()
 
     def _ranks_changed(self, ranks: tuple[RankStatus, ...], all_started: bool) -> None:
         self._publisher.detail(ranks=ranks)

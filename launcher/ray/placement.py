@@ -58,11 +58,16 @@ class Placer:
         self._settings = sent.settings
         self._waits, self._stopped = waits, stopped
         self._avoided: set[str] = set()
+        self._leaving: set[str] = set()
         self._open = OpenGroup(sent.settings["run_id"])
 
     def avoid(self, nodes: Iterable[str]) -> None:
         """Take these nodes no more."""
         self._avoided.update(nodes)
+
+    def do_without(self, members: Iterable[Member]) -> None:
+        """Take the nodes of these no more, which are about to end; others may get their names."""
+        self._leaving.update(member.node_id for member in members)
 
     def place(self, *, deadline: float, fewer_from: float | None) -> Placed | None:
         """Wait for the nodes and take them. None: told to stop meanwhile.
@@ -78,7 +83,8 @@ class Placer:
     def _place(self, deadline: float, fewer_from: float | None) -> Placed | None:
         while not self._stopped():
             looked = time.monotonic()
-            nodes = read_nodes()
+            there = read_nodes().items()
+            nodes = {name: node for name, node in there if node.node_id not in self._leaving}
             fewer = fewer_from is not None and looked >= fewer_from
             found = self._plan_on(nodes, fewer=fewer)
             look_s = time.monotonic() - looked

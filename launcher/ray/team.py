@@ -25,6 +25,7 @@ class Member:
     inside: Any  # the node's topology as it was found there, JSON; None: not looked at
     actor: Any  # ray.actor.ActorHandle
     preempted: bool = False  # lost because somebody took the node away on purpose
+    leaving: bool = False  # its node is told to end, and waits for the ranks to save
     lost: str | None = None  # why nothing can be asked of it any more
     question: Any = None  # the ObjectRef of the poll under way
     orders: list[Any] = field(default_factory=list)
@@ -45,6 +46,10 @@ class RayTeam:
     @property
     def lost(self) -> list[Member]:
         return [member for member in self.members.values() if member.lost is not None]
+
+    @property
+    def leaving(self) -> list[Member]:
+        return [member for member in self.members.values() if member.leaving]
 
     def tell(self, node: str, order: Mapping[str, Any]) -> None:
         member = self.members[node]
@@ -79,7 +84,9 @@ class RayTeam:
                 member.preempted = bool(getattr(error, "preempted", False))
                 yield News(node=member.node, content={"lost": member.lost})
                 continue
-            yield from (News(node=member.node, content=answer) for answer in answers)
+            for answer in answers:
+                member.leaving = member.leaving or "leaving" in answer
+                yield News(node=member.node, content=answer)
 
     def dismiss(self, kill: Callable[[Any], None]) -> None:
         """End every agent that is left, its node process first: it tells that nothing is left."""

@@ -19,7 +19,7 @@ NOTICE_S = 150.0
 COORDINATED = {"kubernetes": {"recovery": "coordinator"}, "retries": 1, "placement": {}}
 # only two nodes will do: the third is excluded
 NARROW = {"kubernetes": {"recovery": "coordinator"}, "retries": 1}
-RAYJOB = {"kubernetes": {"kind": "rayjob"}, "retries": 1}
+RAYJOB = {"kubernetes": {"kind": "rayjob"}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +124,8 @@ FAULTS: Sequence[Fault] = (
     Fault(name="API server restarted", cause=restart_api_server, is_noticed=False),
     Fault(name="controllers restarted", cause=restart_controllers, is_noticed=False),
     Fault(name="ConfigMap with the plan deleted", cause=lose_plan, is_noticed=False),
-    Fault(name="rank killed, RayJob", cause=kill_rank, launch=RAYJOB),
+    Fault(name="rank killed, RayJob", cause=kill_rank, launch={**RAYJOB, "retries": 1}),
+    Fault(name="node drained, RayJob", cause=drain, launch={**RAYJOB, "placement": {}}),
 )
 
 
@@ -140,7 +141,7 @@ def lost_steps(here: Here, before: Sequence[int]) -> int:
 
 def suffer(here: Here, fault: Fault) -> Row:
     """Launch, cause the fault, watch, let it end, delete. Raises TimeoutError, AssertionError."""
-    if fault.launch is RAYJOB:
+    if fault.launch.get("kubernetes") == RAYJOB["kubernetes"]:
         here.cluster.controllers.ensure("kuberay")
     probe = start_probe(here, **fault.launch)
     probe.counting(seconds=300)

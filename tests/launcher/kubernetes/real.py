@@ -32,6 +32,7 @@ import os, signal, sys, time
 rank = os.environ["RANK"]
 path = "{MOUNT}/count-" + rank
 def leave(number, frame):
+    open("{MOUNT}/asked-" + rank, "w").close()
     sys.exit(143)
 signal.signal(signal.SIGTERM, leave)
 count = int(open(path).read()) if os.path.exists(path) else 0
@@ -210,6 +211,10 @@ class Probe:
                 return counts
             assert time.monotonic() < deadline, (counts, self.here.why(self.run_id))
             time.sleep(0.1)
+
+    def asked(self) -> list[int]:
+        """The ranks that were ever asked to leave, and so could save."""
+        return sorted(int(file.name[-1]) for file in self.volume.glob("asked-?"))
 
     def finish(self) -> RunStatus:
         """Let the ranks end, and wait for the run."""

@@ -43,6 +43,26 @@ def test_a_killed_rank_starts_again_and_the_end_frees_the_nodes(here: Here) -> N
     wait_until(lambda: not here.objects(), seconds=60, what="nothing of the run")
 
 
+def test_a_drained_node_lets_all_ranks_save_and_costs_no_retry(here: Here) -> None:
+    here.cluster.controllers.ensure("kuberay")
+    probe = start_probe(here, kubernetes=RAYJOB, placement={}, stop_grace_s=20)
+    before = probe.counting(seconds=300)
+    drained = here.pods()[0]["spec"]["nodeName"]
+
+    here.cluster.nodes[drained].drain()
+    wait_until(lambda: probe.asked() == [0, 1, 2, 3], seconds=20, what="all ranks asked to save")
+    after = probe.counting(beyond=max(probe.counts()) + 3, seconds=300)
+    nodes = {rank.node for rank in here.status().ranks}
+    ended = probe.finish()
+
+    assert min(after) >= min(before)
+    assert drained not in nodes
+    assert ended.state is State.SUCCEEDED  # with no retry to spend
+    assert any(f"{drained}: told to end" in line for line in here.log())
+    here.ask(lambda backend: backend.delete("probe-1"))
+    wait_until(lambda: not here.objects(), seconds=60, what="nothing of the run")
+
+
 def test_a_queue_holds_a_run_back_whole_and_lets_it_in_whole(here: Here) -> None:
     here.cluster.controllers.ensure("kuberay", "kueue")
     make_queue(here.cluster, here.namespace, gpus=2)
