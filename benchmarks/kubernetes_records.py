@@ -28,7 +28,7 @@ import yaml
 from tests.cluster import programs
 from tests.cluster.api import Api, Object, condition
 from tests.cluster.cluster import Cluster
-from tests.cluster.fake_nodes import LABEL, fake_node, list_fake
+from tests.cluster.fake_nodes import LABEL, fake_node, list_fake, remove_fake_nodes
 from tests.cluster.machine import wait_until
 from tests.helm.chart import one, render
 from tests.launcher.kubernetes.matrix import some_cluster
@@ -99,7 +99,7 @@ def recorded_nodes(cluster: Cluster, count: int) -> Iterator[int]:
         wait_until(lambda: num_ready(cluster) == count, seconds=60 + count / 10, what="nodes ready")
         yield max(sizes)
     finally:
-        cluster.api.delete_all("Node", selector=f"{LABEL}=true")
+        remove_fake_nodes(cluster)
         cluster.heal()
 
 

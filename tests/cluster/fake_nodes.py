@@ -34,8 +34,17 @@ def add_fake_nodes(cluster: Cluster, count: int, *, gpus: int) -> Iterator[dict[
         wait_until(ready, seconds=60 + count / 10, what=f"{count} fake nodes ready")
         yield {LABEL: "true"}
     finally:
-        cluster.api.delete_all("Node", selector=f"{LABEL}=true")
+        remove_fake_nodes(cluster)
         cluster.control_plane.restart_controller_manager()
+
+
+def remove_fake_nodes(cluster: Cluster) -> None:
+    def gone() -> bool:
+        with contextlib.suppress(TimeoutError):  # thousands take the server a while; ask again
+            cluster.api.delete_all("Node", selector=f"{LABEL}=true")
+        return not list_fake(cluster)
+
+    wait_until(gone, seconds=300, what="no fake node")
 
 
 def list_fake(cluster: Cluster) -> list[Object]:
