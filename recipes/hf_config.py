@@ -184,7 +184,7 @@ def _llama_like(config: Mapping[str, Any]) -> dict[str, Any]:
         )
     if kind == "qwen3_moe":
         values["moe"] = _moe(
-            config["num_experts"],
+            config.get("num_local_experts") or config["num_experts"],  # named so by newer files
             config["num_experts_per_tok"],
             config["moe_intermediate_size"],
             config,

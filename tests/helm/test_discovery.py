@@ -330,6 +330,8 @@ def test_labels_and_taints_are_its_own_and_of_its_own_node(site: Site) -> None:
             with pytest.raises(ApiError, match="may not write about gpu-2"):
                 own.patch("Node", "gpu-2", {"metadata": {"labels": {"nvidia.com/gpu.count": "1"}}})
             own.patch("Node", "gpu-1", {"metadata": {"labels": {"nvidia.com/gpu.clique": "c.1"}}})
+            with pytest.raises(ApiError, match="no finalizer"):
+                own.patch("NodeTopology", "gpu-1", STAYS, api_version=RECORDS)
         finally:
             own.close()
     finally:
@@ -342,6 +344,7 @@ def test_labels_and_taints_are_its_own_and_of_its_own_node(site: Site) -> None:
         api.patch("Node", "gpu-3", {"spec": {"taints": kept}})
 
 
+STAYS = {"metadata": {"finalizers": ["example.com/stay"]}}
 FORBIDDEN = (
     ({"metadata": {"labels": {"node-role.kubernetes.io/control-plane": ""}}}, "this label"),
     ({"metadata": {"labels": {"kubernetes.io/hostname": None}}}, "this label"),
@@ -349,7 +352,9 @@ FORBIDDEN = (
     ({"spec": {"unschedulable": True}}, "does not cordon"),
     ({"spec": {"taints": [{"key": "other", "effect": "NoExecute"}]}}, "this taint"),
     ({"spec": {"taints": [{"key": "parctl.dev/fault", "effect": "NoExecute"}]}}, "this taint"),
-    ({"metadata": {"finalizers": ["example.com/stay"]}}, "no owner and no finalizer"),
+    ({"spec": {"providerID": "aws:///zone/i-0"}}, "which machine a node is"),
+    ({"spec": {"podCIDR": "10.99.0.0/24", "podCIDRs": ["10.99.0.0/24"]}}, "which addresses"),
+    (STAYS, "no finalizer"),
     (
         {
             "metadata": {
@@ -358,7 +363,7 @@ FORBIDDEN = (
                 ]
             }
         },
-        "no owner and no finalizer",
+        "no owner",
     ),
 )
 
