@@ -41,10 +41,12 @@ def target_of(environment: Mapping[str, str]) -> Target:
 
 def pace_of(environment: Mapping[str, str]) -> Pace:
     alive = environment.get("PARCTL_ALIVE_FILE")
+    published = environment.get("PARCTL_PUBLISHED_FILE")
     return Pace(
         interval_s=float(environment.get("PARCTL_INTERVAL_S", "300")),
         poll_s=float(environment.get("PARCTL_POLL_S", "10")),
         alive=Path(alive) if alive else None,
+        published=Path(published) if published else None,
     )
 
 

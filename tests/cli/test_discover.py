@@ -55,7 +55,8 @@ def test_the_chart_sets_every_variable_that_is_read_and_no_other() -> None:
 def test_the_pace_is_slow_by_default() -> None:
     pace = pace_of({})
 
-    assert (pace.interval_s, pace.poll_s, pace.alive) == (300.0, 10.0, None)
+    assert (pace.interval_s, pace.poll_s) == (300.0, 10.0)
+    assert (pace.alive, pace.published) == (None, None)
 
 
 def test_the_daemon_loads_neither_the_command_line_nor_the_planner() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.cluster.api import Api, ApiError, Object
+from tests.cluster.api import Api, ApiError, Object, condition
 from tests.cluster.cluster import Cluster
 from tests.cluster.machine import wait_until
 from tests.helm.chart import (
@@ -18,11 +18,20 @@ from tests.helm.chart import (
     helm,
     merged,
     need,
+    one,
     render,
     values_of,
     write_values,
 )
-from tests.helm.conftest import DEFINITION, GPU_NODES, Site, release_name, site_in, token_of
+from tests.helm.conftest import (
+    DEFINITION,
+    GPU_NODES,
+    TEST_VALUES,
+    Site,
+    release_name,
+    site_in,
+    token_of,
+)
 from tests.launcher.kubernetes.real import Here, start_probe
 
 pytestmark = pytest.mark.cluster
@@ -143,6 +152,54 @@ def test_the_definition_and_its_objects_stay_when_that_is_asked_for(site: Site) 
         site.cluster.api.delete("CustomResourceDefinition", DEFINITION, None, DEFINITIONS)
 
 
+@pytest.mark.parametrize("program", PROGRAM_NAMES)
+def test_an_upgrade_does_not_take_the_definition_from_under_discovery(
+    cluster: Cluster, tmp_path: Path, program: str
+) -> None:
+    need(program)
+    release = release_name()
+    without = {"crds": {"install": False}}
+    with site_in(cluster, tmp_path, program) as site:
+        site.install(release)
+        # ready is told of
+        site.wait_discovery(len(GPU_NODES))
+        assert all(site.record(node) for node in GPU_NODES)
+        values = write_values(tmp_path, "without", TEST_VALUES, without)
+        words = ("upgrade", release, str(CHART), "--values", str(values))
+
+        said = site.helm(*words, check=False)
+        assert "upgrade with crds.keep=true first" in said
+        crd = definition(site)
+        assert crd is not None and "deletionTimestamp" not in crd["metadata"]
+
+        site.install(release, CHART, {"crds": {"keep": True}}, verb="upgrade")
+        site.helm(*words)
+        site.helm(*words)  # it is nobody's now
+        crd = definition(site)
+        assert crd is not None and "deletionTimestamp" not in crd["metadata"]
+        try:
+            site.helm("uninstall", release)
+        finally:
+            cluster.api.delete("CustomResourceDefinition", DEFINITION, None, DEFINITIONS)
+        wait_until(lambda: definition(site) is None, seconds=20, what="end of the definition")
+
+
+def test_without_the_definition_no_pod_is_ready_and_each_says_so(site: Site) -> None:
+    site.install(release_name(), CHART, {"crds": {"install": False}})
+
+    def logs() -> str:
+        labels = "app.kubernetes.io/component=discovery"
+        return site.cluster.kubectl("-n", site.namespace, "logs", "-l", labels)
+
+    def told() -> bool:
+        running = [p for p in site.pods() if p["status"]["phase"] == "Running"]
+        return len(running) == len(GPU_NODES) and logs().count("no definition") >= len(GPU_NODES)
+
+    wait_until(told, seconds=60, what="every pod's complaint")
+    assert f"no definition {DEFINITION} in this cluster" in logs()
+    assert not any(condition("Ready")(pod) for pod in site.pods())
+
+
 def test_who_has_rights_in_one_namespace_only_can_install(site: Site, tmp_path: Path) -> None:
     """The administrator has prepared an account with the role that publishing needs."""
     namespace, api = site.namespace, site.cluster.api
@@ -176,6 +233,13 @@ def test_who_has_rights_in_one_namespace_only_can_install(site: Site, tmp_path: 
         return len(maps) == len(GPU_NODES)
 
     wait_until(published, seconds=30, what="a ConfigMap of every node")
+    # the test launches as that account, which for this needs the user role as well
+    rules = one(render("helm4"), "ClusterRole", "parctl-user")["rules"]
+    role["metadata"] = {"name": "launches"}
+    api.apply({**role, "kind": "Role", "rules": rules}, namespace=namespace)
+    api.apply({**role, **bound, "roleRef": {**reference, "name": "launches"}}, namespace=namespace)
+    tested = helm("helm4", "test", "own", *words, timeout_s=200, folder=tmp_path).stdout
+    assert "Phase:          Succeeded" in tested, tested
     helm("helm4", "uninstall", "own", *words, folder=tmp_path)
     # they belong to the pods, and go with them
     selector = "parctl.dev/node-topology=true"

@@ -1,5 +1,6 @@
 """Names and labels that people may choose, however strange, and what becomes of them."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 from tests.helm.chart import CHART, KUBERNETES, PROGRAM_NAMES, Object, helm, one, write_values
+
+from parctl.launcher.run_id import check_run_id
 
 LONG = "a" * 52  # Helm allows 53
 
@@ -58,6 +61,15 @@ def test_releases_whose_long_names_begin_alike_share_nothing() -> None:
     assert first & second == set()
 
 
+@pytest.mark.parametrize("release", ["parctl", "my.rel", "7up", "1.2", LONG + "b"])
+def test_the_run_of_helm_test_has_a_legal_id_whatever_the_release_is_called(release: str) -> None:
+    pod = one(objects_of("helm4", release, "n"), "Pod")
+    (script,) = pod["spec"]["containers"][0]["args"]
+    (prefix,) = re.findall(r"^RUN=(.*)\$\(date", script, re.MULTILINE)
+
+    assert check_run_id(f"{prefix}123456") == f"{prefix}123456"
+
+
 def test_two_grants_in_one_namespace_are_one_binding(tmp_path: Path) -> None:
     subjects = [{"kind": "User", "name": name} for name in ("ada", "bo")]
     users = [{"namespace": "team-a", "subjects": [subject]} for subject in (*subjects, subjects[0])]
@@ -98,7 +110,7 @@ def test_a_chart_that_this_one_is_part_of_turns_it_off_by_condition(
 
 
 def test_a_recipe_for_the_test_is_text_whatever_is_in_it(tmp_path: Path) -> None:
-    recipe = ' leading: space\n\ttab: "{{ .Release.Name }}"\n---\nkind: Secret\n'
+    recipe = ' leading: space\n tab: "\t{{ .Release.Name }}"\n---\nkind: Secret\n'
     values = write_values(tmp_path, "recipe", {"test": {"recipe": recipe}})
 
     objects = objects_of("helm4", "r", "n", "-f", str(values))

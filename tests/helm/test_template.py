@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 import yaml
 from tests.helm.branches import branches_taken, marked_chart
-from tests.helm.chart import CHART, CI_VALUES, PROGRAM_NAMES, Object, helm, one, render
+from tests.helm.chart import (
+    CHART,
+    CI_VALUES,
+    PROGRAM_NAMES,
+    Object,
+    helm,
+    one,
+    render,
+)
 
 from parctl.topology.discovery.record import MAX_OF, MAX_TEXT, MAX_WARNINGS
 
@@ -77,7 +85,7 @@ def test_cluster_wide_names_carry_the_release_and_its_namespace() -> None:
         if "namespace" not in each["metadata"] and each["kind"] != "CustomResourceDefinition"
     ]
 
-    assert len(wide) == 7
+    assert len(wide) == 9
     assert all(name.startswith("apart-two-parctl-") for name in wide), wide
 
 
@@ -165,6 +173,45 @@ def bounds(properties: Object) -> Iterator[tuple[str, int]]:
         if "maxLength" in inside:
             yield name, inside["maxLength"]
         yield from bounds(inside.get("properties", {}))
+
+
+def test_a_pod_is_ready_once_it_has_published() -> None:
+    pod = one(rendered("default"), "DaemonSet")["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    files = {each["name"]: each.get("value") for each in container["env"]}
+
+    assert container["startupProbe"]["exec"]["command"] == [
+        "test",
+        "-e",
+        files["PARCTL_PUBLISHED_FILE"],
+    ]
+
+
+def notes(*words: str) -> str:
+    """What Helm tells a person at the end; `template` leaves it out."""
+    words = ("install", "parctl", str(CHART), "--namespace", "parctl", *words)
+    done = helm("helm4", *words, "--dry-run=client")  # Helm 3 wants a cluster for it
+    return done.stdout.partition("NOTES:\n")[2]
+
+
+def test_the_notes_name_every_queue_on_a_line_of_its_own() -> None:
+    quota = ("--set", "kueue.enabled=true,kueue.clusterQueue.quotas.cpu=8")
+    queues = [
+        f"kueue.localQueues[{i}].name={name},kueue.localQueues[{i}].namespace=team-{name}"
+        for i, name in enumerate("ab")
+    ]
+    said = notes(*quota, "--set", ",".join(queues))
+
+    assert "(`launch.queue`):\n\n    a (namespace team-a)\n    b (namespace team-b)\n" in said
+    assert "No namespace has a queue" in notes(*quota)
+    assert "launch.queue" not in notes()
+
+
+def test_the_notes_say_what_a_prepared_account_needs() -> None:
+    file = str(CHART / "ci" / "no-cluster-rights-values.yaml")
+
+    assert "account `prepared` needs the user role in namespace parctl" in notes("--values", file)
+    assert "needs the user role" not in notes()
 
 
 def test_discovery_takes_no_gpu() -> None:

@@ -18,6 +18,11 @@ NUM_IN_PROCESS = 1000
 NUM_THROUGH_HELM = 50
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+KUEUE = "kueue.enabled=true,kueue.clusterQueue.quotas.cpu=1"
+SUBJECT = "access.users[0].subjects[0]"
+USERS = f"access.users[0].namespace=a,{SUBJECT}.kind=User,{SUBJECT}.name=u"
+ENV, VOLUMES = "discovery.extraEnv", "discovery.extraVolumes"
+MOUNTS = "discovery.extraVolumeMounts"
 VALIDATOR = jsonschema.Draft7Validator(SCHEMA)
 
 
@@ -88,10 +93,53 @@ def test_helm_itself_refuses_wrong_files_and_names_the_key(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("image.registry", "https://mirror.example.com"),
+        ("image.repository", "ml//parctl"),
+        ("commonLabels", {"a" * 80: "b"}),
+        ("commonAnnotations", {"helm.sh/hook": "post-install"}),
+        ("discovery.affinity.nodeAffinity", {"requiredDuringScheduling": {}}),
+        ("discovery.affinity.podAffinity", {"foo": 1}),
+        ("discovery.extraEnv", [{"name": "A", "value": "a", "valueFrom": {"fieldRef": {}}}]),
+        ("discovery.extraEnv", [{"name": "A", "valueFrom": {"fieldRef": {"path": "a"}}}]),
+        ("discovery.extraEnv", [{"name": "PARCTL_NODE", "value": "a"}]),
+        ("discovery.extraVolumes", [{"name": "v", "hostPath": {"paht": "/x"}}]),
+        ("discovery.tolerations", [{"operator": "Exists", "key": "a", "value": "x"}]),
+        ("discovery.tolerations", [{"effect": "NoSchedule"}]),
+        ("discovery.serviceAccount.name", "a..b"),
+        ("discovery.driver.root", "/a/../b"),
+        ("discovery.driver.cdiDevice", "-/-=a"),
+    ],
+)
+def test_what_the_api_server_would_refuse_the_schema_refuses(place: str, value: Any) -> None:
+    values: Any = value
+    for key in reversed(place.split(".")):
+        values = {key: values}
+
+    said = refusal(merged(VALUES, values))
+
+    assert place in said
+
+
+@pytest.mark.parametrize(
     ("setting", "words"),
     [
         ("discovery.driver.root=/run/nvidia/driver", "needs discovery.privileged: true"),
         ("kueue.enabled=true", "kueue.clusterQueue.quotas is empty"),
+        (f"{KUEUE},kueue.topology.create=false", "needs kueue.topology.name"),
+        (f"{KUEUE},kueue.topology.levels={{kubernetes.io/hostname,a}}", "is the last"),
+        ("rbac.create=false,rbac.aggregate=true", "which rbac.create: false leaves out"),
+        (f"rbac.create=false,{USERS}", "which rbac.create: false leaves out"),
+        ("discovery.serviceAccount.create=false", "needs discovery.serviceAccount.name"),
+        ("discovery.pollSeconds=400", "pollSeconds is longer"),
+        ("discovery.resources.requests.memory=1Gi", "more than limits.memory, 96Mi"),
+        (f"{ENV}[0].name=A,{ENV}[1].name=A", "A is there already"),
+        (f"{ENV}[0].name=NVIDIA_VISIBLE_DEVICES", "is there already"),
+        (f"{VOLUMES}[0].name=sys,{VOLUMES}[0].emptyDir.medium=", "the name sys is taken"),
+        (f"{MOUNTS}[0].name=nope,{MOUNTS}[0].mountPath=/a", "there is no volume nope"),
+        (f"{MOUNTS}[0].name=run,{MOUNTS}[0].mountPath=/sys", "/sys is taken"),
+        ("test.recipe=a: b: c", "test.recipe is no YAML"),
     ],
 )
 def test_values_that_contradict_each_other_are_refused_in_words(setting: str, words: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import yaml
 from tests.helm.chart import CHART, Object, merged, values_of
 
-# maps whose keys are people's own, and objects that are handed to Kubernetes as they are
+# maps whose keys are people's own
 OPEN = (
     "global",
     "commonLabels",
@@ -21,8 +21,6 @@ OPEN = (
     "quotas",
     "requests",
     "limits",
-    "nodeAffinity",
-    "configMap",
 )
 # values that may be a number as well as text
 NUMBER_OR_TEXT = ("quotas", "requests", "limits", "maxUnavailable")
@@ -89,10 +87,7 @@ def _places(value: Any, path: Path = ()) -> Iterator[Path]:
 
 def _inside_open(path: Path) -> bool:
     """Whether a place lies inside an object that is not ours to check. Its values may be."""
-    handed_on = [
-        i for i, part in enumerate(path) if part in ("nodeAffinity", "configMap", "global")
-    ]
-    return bool(handed_on) and len(path) > handed_on[0] + 1
+    return path[:1] == ("global",) and len(path) > 1
 
 
 def _is_closed(values: Object, path: Path) -> bool:

@@ -25,6 +25,7 @@ class Pace:
     interval_s: float
     poll_s: float
     alive: Path | None  # touched at every poll, for the liveness probe
+    published: Path | None  # touched when a reading was told, for the startup probe
 
 
 def run(
@@ -58,6 +59,8 @@ def run(
                 before = before or recall(api, target, told)
                 told = publish(api, target, pending, before)
                 pending = before = None
+                if pace.published is not None:
+                    pace.published.touch()
             except Exception as error:  # a refusal, a network that is gone: both may pass
                 print(f"not published: {error}", file=sys.stderr, flush=True)
         stop.wait(pace.poll_s)

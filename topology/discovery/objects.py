@@ -12,6 +12,7 @@ from parctl.topology.discovery.conditions import HEALTHY, Change, Condition, sta
 from parctl.topology.discovery.record import Record
 
 GROUP, VERSION, PLURAL, KIND = "parctl.dev", "v1alpha1", "nodetopologies", "NodeTopology"
+DEFINITION = f"{PLURAL}.{GROUP}"
 RECORDS_PATH = f"/apis/{GROUP}/{VERSION}/{PLURAL}"
 CONFIG_LABEL = "parctl.dev/node-topology"
 CONFIG_KEY = "record.json"

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
+from parctl.errors import BackendError
 from parctl.topology.discovery import objects
 from parctl.topology.discovery.conditions import Condition, changes, conditions_of
 from parctl.topology.discovery.objects import Object
@@ -24,6 +25,10 @@ from parctl.topology.discovery.record import Record, empty_record, lost, record_
 MANAGER = "parctl-discovery"
 APPLY, MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
 NOT_FOUND, CONFLICT = 404, 409
+NO_DEFINITION = (
+    f"no definition {objects.DEFINITION} in this cluster: install one release of the chart with"
+    " crds.install=true, or set discovery.publish=configMap"
+)
 REFRESH_S = 3600.0  # `observedAt` is renewed that often though nothing changed
 
 
@@ -76,7 +81,8 @@ def publish(
 ) -> Published:
     """Tell the cluster of a reading. What it was told before is not told again.
 
-    Whatever the API answers with, other than a conflict, is raised as it came.
+    Whatever the API answers with, other than a conflict, is raised as it came. Only a cluster
+    without the definition is told of by name.
     """
     moment = now().isoformat(timespec="seconds").replace("+00:00", "Z")
     # of a reading that failed nothing is known: the last record stands
@@ -139,7 +145,13 @@ def recall(api: Api, target: Target, told: Published | None) -> Published:
 
 
 def _apply_record(api: Api, path: str, document: Object) -> None:
-    found = api.ask("PATCH", path, _applying(force=True), body=document, content=APPLY)
+    try:
+        found = api.ask("PATCH", path, _applying(force=True), body=document, content=APPLY)
+    except Exception as error:
+        # applying creates what is not there, so it is the kind that was not found
+        if getattr(error, "code", None) == NOT_FOUND:
+            raise BackendError(f"{error}; {NO_DEFINITION}") from error
+        raise
     record = document["spec"]
     strange = [key for key, value in found["spec"].items() if record.get(key) != value]
     if strange:

@@ -30,6 +30,7 @@ class Cluster:
         self.asked: list[str] = []
         self.refuse: dict[str, list[int]] = {}
         self.others: set[str] = set()
+        self.served = True  # whether the definition of records is there
 
     def ask(
         self,
@@ -44,6 +45,8 @@ class Cluster:
         codes = self.refuse.get(f"{method} {path}")
         if codes:
             raise Refused(codes.pop(0))
+        if path.startswith(RECORDS_PATH) and not self.served:
+            raise Refused(404)
         if method == "POST":
             self.events.append(body)
             return {}

@@ -1,6 +1,7 @@
 """The loop reads at its start, on change, on request and by the clock, and outlives the cluster."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
 
@@ -46,7 +47,8 @@ def looping(
 ) -> None:
     """Run the loop in a thread while `check` looks; `check` gets the event that asks to read."""
     stop, wanted = Event(), Event()
-    pace = Pace(interval_s=interval_s, poll_s=0.02, alive=root / "alive")
+    files = {name: root / name for name in ("alive", "published")}
+    pace = Pace(interval_s=interval_s, poll_s=0.02, **files)
     options = {"stop": stop, "wanted": wanted, "read": read, "root": root}
     thread = Thread(target=run, args=(cluster, TARGET, pace), kwargs=options)
     thread.start()
@@ -119,6 +121,35 @@ def test_what_the_cluster_refused_is_told_at_the_next_poll(
 
     assert read.count == 1  # telling again is not reading again
     assert capsys.readouterr().err.count("not published: the server answers 503") == 2
+
+
+def test_the_file_of_what_was_told_is_there_once_the_cluster_took_a_reading(
+    tmp_path: Path,
+) -> None:
+    cluster, told = Cluster(), Event()
+    cluster.served = False
+
+    def check(wanted: Event) -> None:
+        while cluster.asked.count(f"PATCH {RECORD}") < 3:
+            assert not told.wait(0.01)
+        assert not (tmp_path / "published").exists()
+        cluster.served = True
+        while not (tmp_path / "published").exists():
+            assert not told.wait(0.01)
+
+    looping(cluster, Reader(), tmp_path, check)
+
+    assert RECORD in cluster.objects
+
+
+def test_a_node_without_a_gpu_is_told_as_well(tmp_path: Path) -> None:
+    read, told = Reader(replace(reading(), node=None)), Event()
+
+    def check(wanted: Event) -> None:
+        while not (tmp_path / "published").exists():
+            assert not told.wait(0.01)
+
+    looping(Cluster(), read, tmp_path, check)
 
 
 def test_an_event_that_was_refused_is_not_forgotten(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from tests.topology.discovery.cluster import NODE, RECORD, Cluster, Refused
 from tests.topology.discovery.nodes import DEAD_LINK, ECC, node, reading
 
+from parctl.errors import BackendError
 from parctl.topology.discovery.publish import (
     MANAGER,
     REFRESH_S,
@@ -130,6 +131,19 @@ def test_a_refusal_is_the_callers_to_handle() -> None:
 
     with pytest.raises(Refused):
         recall(cluster, TARGET, None)
+
+
+def test_a_cluster_without_the_definition_is_told_of_by_name() -> None:
+    cluster = Cluster()
+    cluster.served = False
+
+    with pytest.raises(BackendError) as raised:
+        told(cluster, reading(), recall(cluster, TARGET, None))
+
+    assert str(raised.value) == (
+        "the server answers 404; no definition nodetopologies.parctl.dev in this cluster: install"
+        " one release of the chart with crds.install=true, or set discovery.publish=configMap"
+    )
 
 
 def test_a_record_that_nobody_touched_is_what_was_told() -> None:
