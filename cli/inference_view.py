@@ -12,12 +12,15 @@ def inference_lines(plan: Plan) -> Iterator[str]:
     if times is None:
         return
     memory = plan.memory
+    spec = plan.recipe.inference
+    assert spec is not None
+    most = spec.max_sequences
     context, replicas = memory["max_context"], plan.layout.axes.get("dp", 1)
     block = max(stage["block_bytes"] for stage in memory["stages"])
     yield (
         f"CONTEXT: {memory['num_blocks']:,} blocks of {memory['tokens_per_block']} tokens "
         f"({size_text(block)} on a rank) hold {memory['num_tokens']:,} tokens: "
-        f"{memory['max_sequences']:,} sequences of {context:,} at once"
+        f"{sequences_text(memory['max_sequences'], context, most=most)}"
         f"{'' if replicas == 1 else f', on each of {replicas:,} replicas'}."
     )
     if "first_token_s" not in times:
@@ -35,6 +38,20 @@ def inference_lines(plan: Plan) -> Iterator[str]:
         f"{seconds_text(full['per_token_s'])} each, {full['tokens_per_s']:,.4g} tokens/s per "
         f"replica."
     )
+
+
+def sequences_text(held: int, context: int, *, most: int) -> str:
+    """Say how many sequences run at once, and that it is not memory that binds where it is not.
+
+    >>> sequences_text(44, 1024, most=64)
+    '44 sequences of 1,024 at once'
+    >>> sequences_text(65, 1024, most=4)
+    '65 sequences of 1,024, of which `inference.max_sequences` lets 4 in at once'
+    """
+    text = f"{held:,} sequences of {context:,}"
+    if most < held:
+        return f"{text}, of which `inference.max_sequences` lets {most:,} in at once"
+    return f"{text} at once"
 
 
 def seconds_text(seconds: float) -> str:

@@ -17,9 +17,11 @@ def validate(
 ) -> None:
     """Check recipe files and report every problem at once."""
     from parctl.cli.output import check_format, print_document
-    from parctl.errors import Problem, RecipeError
+    from parctl.errors import Problem, RecipeError, UsageError
+    from parctl.launcher.contexts import resolve_context
     from parctl.recipes.loader import load_recipe
     from parctl.recipes.spec import to_json
+    from parctl.runtime.serving.check import refuse_missing_files
 
     check_format(output, ("table", "json", "yaml"))
     problems: list[Problem] = []
@@ -30,6 +32,20 @@ def validate(
             recipe = load_recipe(file, overrides)
         except RecipeError as error:
             found = error.problems
+            documents.append({"file": file, "ok": False, "problems": to_json(found)})
+            problems += found
+            continue
+        try:
+            context = resolve_context(backend=None, recipe_backend=recipe.launch.backend)
+            if context.backend == "local":  # elsewhere files lie where the ranks run
+                refuse_missing_files(recipe)
+        except UsageError as error:
+            found = (
+                Problem(
+                    file=file, line=None, column=None, path="", message=error.message,
+                    hint=error.hint,
+                ),
+            )  # fmt: skip
             documents.append({"file": file, "ok": False, "problems": to_json(found)})
         else:
             model = recipe.model.name if recipe.model is not None else recipe.task

@@ -48,6 +48,10 @@ FIXES: Sequence[tuple[str, str]] = (
     (r"No module named '?torch\b", "`pip install 'parctl[torch]'` where parctl is installed"),
     (r"No module named '?([\w.]+)", "install `{0}` in the environment that the ranks run in"),
     (
+        r"cannot listen on \S+ port \d+: Address already in use",
+        "free that port, or take another: `serve.port: 0` takes any free one",
+    ),
+    (
         r"[Aa]ddress already in use",
         "another program has that port: let yours listen on MASTER_PORT, which is kept for it",
     ),

@@ -11,7 +11,7 @@ from parctl.recipes.parameters import is_sparse
 from parctl.recipes.spec import Recipe
 from parctl.topology.layout import Layout
 
-PROMPT_SHARE = 0.75  # of the context that is estimated for; the rest is output
+PROMPT_SHARE = 0.75  # of the context that is estimated for; the rest is output, or less
 
 
 def inference_traffic(recipe: Recipe, degrees: Degrees) -> dict[str, float]:
@@ -53,7 +53,8 @@ def estimate_inference(
 ) -> dict[str, Any]:
     """Predict one request alone, and as many as memory holds, of the longest context.
 
-    Three quarters of that context are prompt. `basis` says how far such predictions are off, or why
+    Three quarters of that context are prompt; the output is the rest, or for `task: generate` its
+    `max_tokens` where that is less. `basis` says how far such predictions are off, or why
     there is none.
     """
     model, spec = recipe.model, recipe.inference
@@ -79,6 +80,8 @@ def estimate_inference(
     )
     prompt = max(1, int(memory.max_context * PROMPT_SHARE))
     output = max(1, memory.max_context - prompt)
+    if recipe.generate is not None:
+        output = min(output, recipe.generate.sampling.max_tokens)
     most = max(1, min(memory.max_sequences, spec.max_sequences))
     full = under_load(setting, concurrency=most, prompt=prompt, output=output, most_running=most)
     return {

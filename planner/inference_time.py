@@ -5,6 +5,7 @@ A step of T tokens of B sequences passes all layers, on tp ranks at once and sta
     products    max(2 P T / rate, bytes of weights / bandwidth)   P: active parameters of a rank
     attention   max(score FLOPs / rate, bytes of keys and values / bandwidth)
     tp          2 all-reduces a layer: bytes / bandwidth + a latency each
+    cp          a prompt: the ring's keys and values; decoding: one gather of each layer's results
     host        launches of a layer's kernels, where nothing hides them
 
 A prompt is a step of its own length, or several where it is longer than a chunk. Decoding is a step
@@ -119,7 +120,8 @@ def _step_s(
     if setting.weight < 2 and product.fp8_flops:
         peak = product.fp8_flops
     count = count_parameters(model)
-    own = tokens / degrees.cp if sequences == 1 else tokens
+    decoding = tokens == sequences
+    own = tokens if decoding else tokens / degrees.cp  # every cp rank computes a single token alike
     memory = product.memory_bytes_s * MEMORY
     split = degrees.tp
     owners = degrees.ep * degrees.etp if degrees.ep > 1 else split  # of an expert's parameters
@@ -136,7 +138,7 @@ def _step_s(
     )
     attention = _attention_s(setting, own, tokens, sequences, context)
     layers = model.num_layers
-    exchange = layers * _exchange_s(setting, own)
+    exchange = layers * _exchange_s(setting, own, decoding=decoding)
     stages = (degrees.pp - 1) * _hop_s(setting, own)
     return products + head + attention + exchange + stages + layers * HOST_S
 
@@ -165,8 +167,8 @@ def _attention_s(
     return max(flops / (product.bf16_flops * ATTENTION), kv / (product.memory_bytes_s * MEMORY))
 
 
-def _exchange_s(setting: Setting, own: float) -> float:
-    """Two all-reduces over tp, and for cp the keys and values of the others."""
+def _exchange_s(setting: Setting, own: float, *, decoding: bool) -> float:
+    """Two all-reduces over tp, and for cp what the others hold: keys and values, or results."""
     model, degrees, fabric = setting.model, setting.degrees, setting.fabric
     seconds = 0.0
     tp = degrees.tp
@@ -175,10 +177,13 @@ def _exchange_s(setting: Setting, own: float) -> float:
         bandwidth = fabric.fast if inside else fabric.slow
         latency = REDUCE_S if inside else 3 * REDUCE_S
         seconds += 2 * (latency + 2 * (tp - 1) / tp * 2 * own * model.dim / bandwidth)
-    if degrees.cp > 1 and own > 1:
+    inside = tp * degrees.cp <= fabric.island
+    bandwidth = fabric.fast if inside else fabric.slow
+    if degrees.cp > 1 and decoding:  # each rank's result per head, in float32, with its weight
+        rows = 4 * own * ceil_div(model.num_heads, tp) * (model.head_dim + 1)
+        seconds += (REDUCE_S if inside else 3 * REDUCE_S) + (degrees.cp - 1) * rows / bandwidth
+    elif degrees.cp > 1:
         keys = 2 * own * kv_bytes_per_token(model, degrees, 1)
-        inside = tp * degrees.cp <= fabric.island
-        bandwidth = fabric.fast if inside else fabric.slow
         # a ring's keys travel beside the products with those that came before
         seconds += degrees.cp * REDUCE_S + 0.3 * (degrees.cp - 1) * keys / bandwidth
     if degrees.ep > 1 and model.moe is not None:

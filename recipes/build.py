@@ -71,7 +71,7 @@ def build_recipe(fields: RecipeFields, context: Context) -> spec.Recipe | None:
     if fields.task == "train":
         data = _data(fields.data, model, context)
     if fields.task != "script":
-        checkpoint = _checkpoint(fields.checkpoint or CheckpointFields(), fields.model, context)
+        checkpoint = _checkpoint(fields, context)
     certain = not context.doubtful & {"model", "parallelism"}
     if model is not None and parallelism is not None and certain:
         context.faults.extend(check_recipe(model, parallelism, train, data))
@@ -316,9 +316,8 @@ def _data(
     )
 
 
-def _checkpoint(
-    fields: CheckpointFields, model: ModelFields | None, context: Context
-) -> spec.CheckpointSpec:
+def _checkpoint(recipe: RecipeFields, context: Context) -> spec.CheckpointSpec:
+    fields = recipe.checkpoint or CheckpointFields()
     return spec.CheckpointSpec(
         dir=None if fields.dir is None else _absolute(fields.dir, context),
         every=fields.every,
@@ -326,20 +325,30 @@ def _checkpoint(
         at_end=fields.at_end,
         resume=fields.resume,
         async_save=fields.async_save,
-        init_from=_first_weights(fields.init_from, model, context),
+        init_from=_first_weights(fields, recipe, context),
     )
 
 
-def _first_weights(given: str | None, model: ModelFields | None, context: Context) -> str | None:
-    """Return the folder of the first weights: the one named, else that of `model.hf` if it has any.
+def _first_weights(fields: CheckpointFields, recipe: RecipeFields, context: Context) -> str | None:
+    """Return the folder of the first weights: the one named, else that of `model.hf`.
 
-    None: they are drawn from the seed.
+    None: they are drawn from the seed. Training does so where `model.hf` has a `config.json` alone;
+    who generates or serves from a folder without weights has to ask for noise by `random`.
     """
+    given, model = fields.init_from, recipe.model
     if given is not None:
         return None if given == DRAWN else _absolute(given, context)
     folder = None if model is None or model.hf is None else Path(_absolute(model.hf, context))
-    if folder is None or next(folder.glob("*.safetensors"), None) is None:
+    if folder is None:
         return None
+    if next(folder.glob("*.safetensors"), None) is None:
+        if recipe.task not in ("generate", "serve") or fields.dir is not None:
+            return None
+        context.notes.append(
+            f"{folder} holds no safetensors files here, and the ranks need them there: "
+            f"`checkpoint.init_from: {DRAWN}` draws weights"
+        )
+        return str(folder)
     context.notes.append(
         f"starts from the weights in {folder}: `checkpoint.init_from: {DRAWN}` draws new ones"
     )

@@ -289,7 +289,7 @@ class CheckpointFields(Fields):
     init_from: Text | None = Field(
         default=None,
         description="Hugging Face folder with the first weights, or `random`; default: those in"
-        " the folder of `model.hf`, else random",
+        " the folder of `model.hf`, else random; generate and serve refuse a folder without any",
         examples=["/mnt/models/Llama-3.2-1B"],
     )
 

@@ -5,7 +5,7 @@ it is there, so an attempt that fails loses none that was written; the next one 
 finds. When all are through, the first rank puts the parts together in one file.
 
 A line of the output: `{"index", "prompt" or "messages", "choices": [...], "usage": {...}}`, or
-`{"index", "error"}` for a prompt that the engine cannot take.
+`{"index", "prompt" or "messages", "error"}` for a prompt that the engine cannot take.
 """
 
 import json
@@ -29,7 +29,7 @@ from parctl.runtime.serving.answers import Envelope
 from parctl.runtime.serving.ask import Ask, BadRequestError, Limits, Reader
 from parctl.runtime.serving.bodies import ChatBody, CompletionBody, first_fault
 from parctl.runtime.serving.leaders import Leaders
-from parctl.runtime.serving.prompts import read_lines
+from parctl.runtime.serving.prompts import read_lines, refuse_bad_prompts
 from parctl.runtime.serving.samples import AnswerWriter
 
 AHEAD = 2  # times max_sequences: samples that wait in the engine
@@ -46,6 +46,28 @@ class Job:
     index: int
     given: Mapping[str, Any]
     ask: Ask
+
+
+class NothingAnsweredError(UsageError):
+    """Every prompt failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of all prompts, over all replicas."""
+
+    path: Path
+    num_answered: int
+    num_failed: int
+    first_reason: str | None  # why the first of those failed
+
+    def __str__(self) -> str:
+        """
+        >>> str(Outcome(path=Path("o"), num_answered=7, num_failed=3, first_reason="no tokens"))
+        '7 of 10 prompts answered, 3 failed: no tokens'
+        """
+        text = f"{self.num_answered} of {self.num_answered + self.num_failed} prompts answered"
+        return f"{text}, {self.num_failed} failed: {self.first_reason}" if self.num_failed else text
 
 
 def output_path(spec: GenerateSpec, run_dir: Path) -> Path:
@@ -83,6 +105,7 @@ def generate(
         max_sequences=inference.max_sequences,
         max_samples=inference.max_sequences,
     )
+    refuse_bad_prompts(spec.prompts)
     part = part_path(run_dir, replica)
     part.parent.mkdir(parents=True, exist_ok=True)
     done = {row["index"] for row in read_part(part)}
@@ -93,7 +116,11 @@ def generate(
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
 
-        finished = Writer(engine, recipe, tokenizer, leaders, write=write, say=say).run(jobs, stop)
+        name = "" if num_replicas == 1 else f"replica {replica}: "
+        writer = Writer(
+            engine, recipe, tokenizer, leaders, write=write, say=lambda text: say(name + text)
+        )
+        finished = writer.run(jobs, stop)
     engine.close()
     return finished
 
@@ -115,7 +142,13 @@ def read_jobs(
         try:
             yield Job(index=index, given=given, ask=read_ask(given, reader, limits))
         except (BadRequestError, TemplateError) as error:
-            yield {"index": index, "error": error.message}
+            kind = kind_of(given)
+            yield {"index": index, kind: given[kind], "error": error.message}
+
+
+def kind_of(given: Mapping[str, Any]) -> str:
+    """Return the key of what is to be continued; `refuse_bad_prompts` has seen to it."""
+    return "messages" if "messages" in given else "prompt"
 
 
 def read_ask(given: Mapping[str, Any], reader: Reader, limits: Limits) -> Ask:
@@ -161,7 +194,7 @@ class Writer:
         self._model = recipe.model.name
         self._jobs: dict[int, Job] = {}
         self._answers: dict[int, list[AnswerWriter]] = {}
-        self._num_written, self._num_tokens = 0, 0
+        self._num_answered = self._num_failed = self._num_tokens = 0
 
     def run(self, jobs: Iterator[Job | dict[str, Any]], stop: Callable[[], bool]) -> bool:
         """Return False when `stop` came before the end."""
@@ -175,7 +208,8 @@ class Writer:
                 if isinstance(job, Job):
                     self._begin(job)
                 elif job is not None:
-                    self._finish_row(job)
+                    self._num_failed += 1
+                    self._write(job)
             for emitted in self._engine.step() if together or self._engine.unfinished() else ():
                 self._take(emitted)
             if together and self._leaders.all_through(stopped or not (more or self._jobs)):
@@ -221,8 +255,9 @@ class Writer:
             del self._jobs[index], self._answers[index]
             envelope = Envelope(id="", created=0, model=self._model, ask=job.ask)
             whole = envelope.whole([one.answer for one in writers])
-            kind = "messages" if job.ask.chat else "prompt"
-            self._finish_row(
+            kind = kind_of(job.given)
+            self._num_answered += 1
+            self._write(
                 {
                     "index": index,
                     kind: job.given[kind],
@@ -231,20 +266,17 @@ class Writer:
                 }
             )
 
-    def _finish_row(self, row: Mapping[str, Any]) -> None:
-        self._write(row)
-        self._num_written += 1
-
     def _progress(self, seconds: float) -> None:
         rate = self._num_tokens / seconds if seconds > 0 else 0.0
+        failed = f"{self._num_failed} failed, " if self._num_failed else ""
         self._say(
-            f"{self._num_written} prompts answered, {len(self._jobs)} under way, "
+            f"{self._num_answered} prompts answered, {failed}{len(self._jobs)} under way, "
             f"{rate:,.0f} tokens/s"
         )
 
 
-def join_parts(spec: GenerateSpec, run_dir: Path, num_replicas: int) -> tuple[Path, int]:
-    """Write all answers in the order of the prompts. Returns where, and how many."""
+def join_parts(spec: GenerateSpec, run_dir: Path, num_replicas: int) -> Outcome:
+    """Write all answers in the order of the prompts."""
     rows = [
         row for replica in range(num_replicas) for row in read_part(part_path(run_dir, replica))
     ]
@@ -261,4 +293,10 @@ def join_parts(spec: GenerateSpec, run_dir: Path, num_replicas: int) -> tuple[Pa
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     os.replace(beside, path)
-    return path, len(rows)
+    reasons = [str(row["error"]) for row in rows if "error" in row]
+    return Outcome(
+        path=path,
+        num_answered=len(rows) - len(reasons),
+        num_failed=len(reasons),
+        first_reason=reasons[0] if reasons else None,
+    )

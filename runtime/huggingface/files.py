@@ -41,9 +41,12 @@ def list_tensors(folder: Path) -> dict[str, Stored]:
     index = folder / INDEX
     if not index.is_file():
         if not (folder / SINGLE).is_file():
+            other = next(iter(sorted(folder.glob("*.bin"))), None)
             raise UsageError(
-                f"{folder} holds neither {SINGLE} nor {INDEX}",
-                hint="name a folder with a Hugging Face model in safetensors files",
+                f"{folder} holds neither {SINGLE} nor {INDEX}"
+                f"{'' if other is None else f', only {other.name}, which is not read'}",
+                hint="is the download complete? name a folder with a Hugging Face model in "
+                "safetensors files; `checkpoint.init_from: random` draws weights",
             )
         return read_header(folder / SINGLE)
     for name in dict.fromkeys(read_index(index).values()):

@@ -11,7 +11,9 @@ Nothing here imports torch: the endpoint's process has none.
 
 import codecs
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,8 +21,9 @@ from typing import Any, Protocol
 from parctl.errors import UsageError
 
 BYTE_END = 0
+BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # how other vocabularies spell bytes
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-MOST_PENDING = 8  # tokens: a character has 4 bytes, so more are no beginning of one
+MOST_PENDING = 8  # tokens: a character has 4 bytes, so the first of more begin none
 
 
 class Detokenizer(Protocol):
@@ -112,9 +115,23 @@ class FileText:
     def detokenizer(self) -> Detokenizer:
         return FileDetokenizer(self)
 
+    def name(self, token: int) -> str:
+        """Return how the vocabulary spells a token."""
+        return str(self._tokenizer.id_to_token(token) or "")
+
     def piece(self, token: int) -> bytes:
-        text = self._tokenizer.id_to_token(token)
-        return self.decode([token]).encode() or str(text or "").encode()
+        return self.decode([token]).encode() or self.name(token).encode()
+
+    def raw(self, token: int) -> bytes:
+        """Return the bytes of a token that is part of a character, as vocabularies spell them."""
+        text = self.decode([token])
+        if UNFINISHED not in text:
+            return text.encode()
+        name = self.name(token)
+        if found := BYTE_TOKEN.fullmatch(name):
+            return bytes([int(found[1], 16)])
+        table = spelled_bytes()
+        return bytes(table[letter] for letter in name if letter in table)
 
 
 class FileDetokenizer:
@@ -127,10 +144,29 @@ class FileDetokenizer:
 
     def add(self, token: int) -> str:
         self._pending.append(token)
-        return self._take(force=len(self._pending) > MOST_PENDING)
+        if len(self._pending) <= MOST_PENDING:
+            return self._take(force=False)
+        begun = self._num_begun()
+        cut = len(self._pending) - begun
+        self._pending, kept = self._pending[:cut], self._pending[cut:]
+        text = self._take(force=True)
+        self._pending += kept
+        return text
 
     def finish(self) -> str:
         return self._take(force=True)
+
+    def _num_begun(self) -> int:
+        """Return how many of the last pending tokens hold a character that may yet be finished."""
+        pieces = [self._tokenizer.raw(token) for token in self._pending]
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(b"".join(pieces))
+        left = len(decoder.getstate()[0])
+        begun = 0
+        while left > 0:
+            begun += 1
+            left -= len(pieces[-begun])
+        return begun
 
     def _take(self, *, force: bool) -> str:
         if not self._pending:
@@ -144,6 +180,19 @@ class FileDetokenizer:
         elif force:
             self._given, self._pending = self._given + self._pending, []
         return after[len(before) :]
+
+
+@cache
+def spelled_bytes() -> Mapping[str, int]:
+    """Return which byte each letter of a byte-level vocabulary stands for, as GPT-2's has it.
+
+    Bytes that print are spelled by themselves, the others by the letters from U+0100 on.
+    """
+    plain = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {
+        chr(256 + place): byte for place, byte in enumerate(others)
+    }
 
 
 def stop_tokens(folder: Path, vocabulary: dict[str, int]) -> tuple[int, ...]:

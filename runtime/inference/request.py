@@ -31,6 +31,7 @@ class Sampling:
     seed: int | None = None  # None: the leader draws one when the request is added
     max_tokens: int = 16  # new ones, per sample
     stop_tokens: tuple[int, ...] = ()
+    min_tokens: int = 0  # new ones before a stop token may come
     stop_strings: tuple[str, ...] = ()  # the caller's affair
     logprobs: int | None = None  # how many alternatives are told beside the chosen one's
     constraint: Mapping[str, object] | None = None  # plain data; `runtime.inference.constraints`

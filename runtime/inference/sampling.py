@@ -3,6 +3,7 @@
 In this order, as Hugging Face's processors and vLLM have it::
 
     constraint          tokens that the grammar forbids are out
+    least length        before `min_tokens` stop tokens are out
     bias                what the request adds to logits of single tokens
     penalties           repetition (prompt and output), presence and frequency (output)
     temperature         0: the token with the largest logit, and that is all
@@ -53,6 +54,8 @@ class BatchSampler:
         )
         if any(row.sampling.constraint is not None for row in rows):
             scores_RV = self._constrain(scores_RV, rows)
+        if any(is_too_short(row) for row in rows):
+            scores_RV = forbid_stops(scores_RV, rows)
         if any(row.sampling.logit_bias for row in rows):
             scores_RV = add_bias(scores_RV, rows)
         if any(is_penalised(row) for row in rows):
@@ -107,6 +110,18 @@ class TokenCounts:
         self.output.update(new)
         self.seen.update(new)
         self._num_counted = len(output_tokens)
+
+
+def is_too_short(row: SampleRow) -> bool:
+    return len(row.output_tokens) < row.sampling.min_tokens
+
+
+def forbid_stops(scores_RV: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+    scores_RV = scores_RV.clone()
+    for index, row in enumerate(rows):
+        if is_too_short(row):
+            scores_RV[index, list(row.sampling.stop_tokens)] = -torch.inf
+    return scores_RV
 
 
 def add_bias(scores_RV: Tensor, rows: Sequence[SampleRow]) -> Tensor:

@@ -146,6 +146,16 @@ class Reader:
         stop_tokens = tuple(
             token for token in self.tokenizer.stop_tokens if token < limits.vocab_size
         )
+        ends = stops_of(body, stop_tokens, limits)
+        constraint = constraint_of(body, self.tokenizer_name, stop_tokens)
+        given = {"ignore_eos": body.ignore_eos, "min_tokens": body.min_tokens}
+        if constraint is not None and (wrong := [name for name in given if given[name]]):
+            message = f"{wrong[0]} with a form of the output: it ends where the form does"
+            raise BadRequestError(message, param=wrong[0])
+        most = max_tokens or defaults.max_tokens
+        if (body.min_tokens or 0) > most:
+            message = f"min_tokens = {body.min_tokens} is more than max_tokens = {most}"
+            raise BadRequestError(message, param="min_tokens")
         return Sampling(
             temperature=pick("temperature"),
             top_k=max(0, defaults.top_k if body.top_k is None else body.top_k),
@@ -156,12 +166,23 @@ class Reader:
             frequency_penalty=pick("frequency_penalty"),
             logit_bias=bias_of(body, limits),
             seed=None if seed is None else seed % SEEDS,
-            max_tokens=max_tokens or defaults.max_tokens,
+            max_tokens=most,
+            min_tokens=body.min_tokens or 0,
             stop_strings=(stop,) if isinstance(stop, str) else tuple(stop),
             logprobs=logprobs,
-            constraint=constraint_of(body, self.tokenizer_name, stop_tokens),
-            stop_tokens=stop_tokens,
+            constraint=constraint,
+            stop_tokens=ends,
         )
+
+
+def stops_of(body: SamplingBody, own: tuple[int, ...], limits: Limits) -> tuple[int, ...]:
+    """Return the tokens that end a text: the model's `own`, unless ignored, and the body's."""
+    asked = body.stop_token_ids or []
+    if asked and max(asked) >= limits.vocab_size:
+        raise BadRequestError(
+            f"token {max(asked)} is not one of {limits.vocab_size}", param="stop_token_ids"
+        )
+    return tuple(dict.fromkeys((*(() if body.ignore_eos else own), *asked)))
 
 
 def bias_of(body: SamplingBody, limits: Limits) -> tuple[tuple[int, float], ...]:

@@ -12,11 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 MOST_LOGPROBS = 20
 MOST_STOPS = 16
+MOST_STOP_TOKENS = 256
 Text = Annotated[str, Field(max_length=1 << 24)]
 Token = Annotated[int, Field(ge=0, lt=1 << 31)]
 Stop = Annotated[str, Field(min_length=1, max_length=1024)]
 TokenName = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+OTHER_KIND = ("string_type", "list_type", "int_type")  # what pydantic says of another kind of value
 # fields of OpenAI's that are refused, and why
 NOT_THERE: Mapping[str, str] = {
     "suffix": "texts are continued at their end only; leave it out",
@@ -64,6 +66,15 @@ class SamplingBody(Body):
         default=None, description="added to the logits of these tokens"
     )
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    ignore_eos: bool | None = Field(
+        default=None, description="go on after the tokens that end a text"
+    )
+    min_tokens: Annotated[int, Field(ge=0, lt=1 << 31)] | None = Field(
+        default=None, description="before these are there, nothing ends the text"
+    )
+    stop_token_ids: Annotated[list[Token], Field(max_length=MOST_STOP_TOKENS)] | None = Field(
+        default=None, description="tokens that end the text too"
+    )
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=1 << 31)] | None = Field(
         default=None, description="draw from the k likeliest tokens; 0 or -1: all"
@@ -141,9 +152,23 @@ class ChatBody(SamplingBody):
 
 def first_fault(error: ValidationError) -> tuple[str, str | None]:
     """Return what is wrong with a body in words, and the field at fault if it is one."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    steps = [str(step) for step in first["loc"]]
-    if first["type"] == "json_invalid" or not steps:
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    first = errors[0]
+    loc = first["loc"]
+    if first["type"] == "json_invalid" or not loc:
         return f"the body is not what is expected: {first['msg']}", None
+    branch = next((place for place, step in enumerate(loc) if is_branch(step)), None)
+    if branch is not None:  # a field of several kinds: what is said of the kind that comes nearest
+        own = [one for one in errors if one["loc"][:branch] == loc[:branch]]
+        first = max(own, key=lambda one: (len(one["loc"]), one["type"] not in OTHER_KIND))
+        loc = tuple(step for step in first["loc"] if not is_branch(step))
+    steps = [str(step) for step in loc]
     message = NOT_THERE.get(steps[0], first["msg"])
+    if steps[0] == "messages" and steps[-1] == "type":
+        message = "texts are all that is read; a part is {'type': 'text', 'text': ...}"
     return f"{'.'.join(steps)[:200]}: {message}", steps[0][:100]
+
+
+def is_branch(step: int | str) -> bool:
+    """Whether a step of a place is pydantic's name of one of the kinds that a field may have."""
+    return isinstance(step, str) and (step.startswith("constrained-") or step.endswith("]"))

@@ -1,6 +1,5 @@
 """What can be said of a job that makes tokens before any process starts. Imports no torch."""
 
-import json
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,8 +8,9 @@ from parctl.errors import UsageError
 from parctl.recipes.spec import ModelSpec, Recipe
 from parctl.runtime.checkpoint.directory import find_checkpoints, local_path
 from parctl.runtime.data.check import num_ids
+from parctl.runtime.huggingface.check import refuse_bad_weights
 from parctl.runtime.inference.chat import load_template
-from parctl.runtime.serving.prompts import read_lines
+from parctl.runtime.serving.prompts import refuse_bad_prompts
 
 SERVE_NEEDS = ("starlette", "uvicorn", "prometheus_client")
 
@@ -37,14 +37,23 @@ def refuse_bad_inference(recipe: Recipe) -> None:
             )
         return
     if recipe.generate is not None:
-        for number, line in read_lines(recipe.generate.prompts):
-            refuse_bad_line(recipe.generate.prompts, number, line)
+        refuse_bad_prompts(recipe.generate.prompts)
     missing = [name for name in SERVE_NEEDS if find_spec(name) is None]
     if recipe.serve is not None and missing:
         raise UsageError(
             f"task: serve needs {', '.join(missing)}, not installed here",
             hint="`pip install 'parctl[serve]'`",
         )
+
+
+def refuse_missing_files(recipe: Recipe) -> None:
+    """Raise UsageError for prompts or weights that are not where the recipe says."""
+    if recipe.inference is None or recipe.model is None:
+        return
+    if recipe.generate is not None:
+        refuse_bad_prompts(recipe.generate.prompts)
+    if recipe.checkpoint is not None and recipe.checkpoint.init_from is not None:
+        refuse_bad_weights(Path(recipe.checkpoint.init_from), recipe.model)
 
 
 def newest_checkpoint(directory: str) -> Path:
@@ -69,22 +78,6 @@ def refuse_other_tokenizer(path: Path, model: ModelSpec) -> None:
             f"inference.tokenizer = {path} makes ids up to {count - 1}, "
             f"but model.vocab_size is {model.vocab_size}",
             hint="is it the tokenizer of this model?",
-        )
-
-
-def refuse_bad_line(prompts: str, number: int, line: str) -> None:
-    if not prompts.endswith(".jsonl"):
-        return
-    try:
-        content = json.loads(line)
-    except ValueError as error:
-        raise UsageError(
-            f"{prompts}:{number}: no JSON: {error}", hint="an object per line"
-        ) from error
-    if not isinstance(content, dict) or ("prompt" in content) == ("messages" in content):
-        raise UsageError(
-            f"{prompts}:{number}: expected an object with either `prompt` or `messages`",
-            hint='for example {"prompt": "Once upon a time", "max_tokens": 32}',
         )
 
 

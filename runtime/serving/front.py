@@ -154,7 +154,7 @@ async def bind(host: str, port: int) -> socket.socket:
             if time.monotonic() >= deadline:
                 raise UsageError(
                     f"cannot listen on {host} port {port}: {error.strerror}",
-                    hint="`serve.port: 0` takes any free port",
+                    hint="free that port, or take another: `serve.port: 0` takes any free one",
                 ) from error
         await asyncio.sleep(0.1)
 

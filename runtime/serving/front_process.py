@@ -1,7 +1,9 @@
 """The first rank's hold on the front: start it, hear where it listens, notice its end."""
 
+import errno
 import json
 import secrets
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -27,6 +29,8 @@ class FrontProcess:
             listen=listen,
             num_replicas=num_replicas,
         )
+        self._where: tuple[int, str] | None = None
+        self._doubtful = is_taken(recipe.serve.host, recipe.serve.port)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "parctl.runtime.serving.front"],
             stdin=subprocess.PIPE,
@@ -37,10 +41,20 @@ class FrontProcess:
         self._process.stdin.write(json.dumps(to_json(order)) + "\n")
         self._process.stdin.flush()
 
+    def refuse_taken_port(self) -> None:
+        """Raise UsageError before a model is read for nothing; waits only where it looks like it.
+
+        The front decides: a port that the attempt before has left may be free in a moment.
+        """
+        if self._doubtful:
+            self.where()
+
     def where(self) -> tuple[int, str]:
         """Return the port for leaders and the address for clients; raises what keeps it back."""
-        said = self._hear()
-        return int(said["leaders"]), str(said["url"])
+        if self._where is None:
+            said = self._hear()
+            self._where = int(said["leaders"]), str(said["url"])
+        return self._where
 
     def wait_ready(self) -> None:
         """Wait until every leader is connected."""
@@ -67,3 +81,17 @@ class FrontProcess:
         if "error" in said:
             raise UsageError(said["error"], hint=said["hint"])
         return said
+
+
+def is_taken(host: str, port: int) -> bool:
+    """Whether somebody listens there now; False where that cannot be told."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE
+    return False

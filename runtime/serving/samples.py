@@ -62,7 +62,7 @@ class AnswerWriter:
         answer.num_tokens += 1
         text, self._before = self._before, ""
         if emitted.finish_reason != "stop":  # the token that ends texts is no part of them
-            text += self._stops.add(self._detokenizer.add(emitted.token))
+            text += self._until_stop(self._detokenizer.add(emitted.token))
         reason: FinishReason | None = "stop" if self._stops.found else emitted.finish_reason
         if reason is not None and not self._stops.found:
             text += self._stops.add(self._detokenizer.finish())
@@ -74,6 +74,12 @@ class AnswerWriter:
         if log is not None:
             answer.logs.append(log)
         return Part(text=text, log=log, finish_reason=reason)
+
+    def _until_stop(self, text: str) -> str:
+        """Look for stop strings, among what comes after the least number of tokens."""
+        if self.answer.num_tokens <= self._sampling.min_tokens:
+            return text
+        return self._stops.add(text)
 
     def _log(self, emitted: Emitted) -> TokenLog | None:
         if emitted.logprob is None or self._sampling.logprobs is None:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from parctl.planner.plan import Plan
 from parctl.recipes.inference_spec import InferenceSpec
-from parctl.runtime.generate import generate, join_parts
+from parctl.runtime.generate import NothingAnsweredError, generate, join_parts
 from parctl.runtime.inference.engine import Engine
 from parctl.runtime.parallel.mesh import (
     RankMesh,
@@ -52,9 +52,15 @@ def run_inference(plan: Plan, run_dir: Path, stop: Callable[[], bool]) -> bool:
         return False
     mesh = build_mesh(plan.layout, device, wrap_alone=False)
     run = serve if recipe.serve is not None else complete
-    finished = run(plan, mesh, run_dir, stop, ends)
+    finished, nothing = False, None
+    try:
+        finished = run(plan, mesh, run_dir, stop, ends)
+    except NothingAnsweredError as error:
+        nothing = error  # the others are through as well, and must not lose their first rank
     dist.barrier(group=ends)
     dist.destroy_process_group()
+    if nothing is not None:
+        raise nothing
     return finished
 
 
@@ -65,7 +71,7 @@ def complete(
     stop: Callable[[], bool],
     ends: dist.ProcessGroup,
 ) -> bool:
-    """`task: generate` on this rank."""
+    """`task: generate` on this rank. The first one raises NothingAnsweredError."""
     recipe = plan.recipe
     assert recipe.generate is not None and recipe.inference is not None
     engine = build_engine(plan, mesh)
@@ -93,8 +99,13 @@ def complete(
     if not all(told):
         return False
     if first:
-        path, count = join_parts(recipe.generate, run_dir, mesh.data_size)
-        print(f"{count} answers in {path}", flush=True)
+        outcome = join_parts(recipe.generate, run_dir, mesh.data_size)
+        print(f"{outcome}; see {outcome.path}", flush=True)
+        if outcome.num_answered == 0:
+            raise NothingAnsweredError(
+                f"no prompt was answered, {outcome.num_failed} failed: {outcome.first_reason}",
+                hint=f"{outcome.path} says why, line by line",
+            )
     return True
 
 
@@ -113,6 +124,8 @@ def serve(
         address = LOOPBACK if plan.layout.num_nodes == 1 else own_address()
         front = FrontProcess(recipe, listen=address, num_replicas=mesh.data_size)
     try:
+        if front is not None:
+            front.refuse_taken_port()
         engine = build_engine(plan, mesh)
         leaders = Leaders(mesh)
         where: list[Any] = [None]

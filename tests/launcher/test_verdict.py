@@ -140,6 +140,10 @@ def test_143_is_a_failure_only_when_we_did_not_ask(code: int, stopped: bool, fai
         ("ModuleNotFoundError: No module named 'torch'", "`pip install 'parctl[torch]'`"),
         ("ModuleNotFoundError: No module named 'torchvision'", "install `torchvision` in"),
         ("OSError: [Errno 98] Address already in use", "another program has that port"),
+        (
+            "UsageError: cannot listen on 127.0.0.1 port 8000: Address already in use",
+            "free that port, or take another: `serve.port: 0`",
+        ),
         ("OSError: [Errno 28] No space left on device", "free disk space"),
         ("CUDA error: invalid device ordinal", "the program counts more GPUs than it has"),
         ("FileNotFoundError: [Errno 2] No such file or directory: 'a.bin'", "check that `a.bin`"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from parctl.cli.inference_view import inference_lines
 from parctl.errors import DoesNotFitError
 from parctl.planner.cluster import cluster_for
 from parctl.planner.degrees import Degrees
@@ -152,6 +153,18 @@ def test_the_plan_says_what_the_engine_is_to_have() -> None:
     assert made.memory["stages"][0]["block_bytes"] == 80 * 16 * 512
     # 4 (n-1)/n e T h a layer: 4 x 7/8 x 2 x 2048 x 8192 x 80
     assert made.time["bytes_per_step"] == {"tp": 9_395_240_960.0}
+
+
+def test_times_are_of_the_recipes_own_numbers() -> None:
+    made = plan("long-context-prefill", "h100:16x8")
+    times = made.time["inference"]
+    assert (times["prompt_tokens"], times["output_tokens"]) == (786_432, 256)
+    assert times["full"]["sequences"] == 4 < made.memory["max_sequences"]
+    (context, _, full) = inference_lines(made)
+    assert "65 sequences of 1,048,576, of which `inference.max_sequences` lets 4 in" in context
+    assert full.startswith("With 4 such at once, 256 tokens out: ")
+    served = plan("llama-70b-serve", "h100:1x8").time["inference"]  # clients say how many
+    assert (served["prompt_tokens"], served["output_tokens"]) == (6144, 2048)
 
 
 def test_traffic_is_said_for_every_axis(tmp_path: Path) -> None:

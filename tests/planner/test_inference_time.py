@@ -1,5 +1,7 @@
 """Times of tokens: what bounds them, worked out by hand, and how they move with the load."""
 
+from dataclasses import replace
+
 import pytest
 
 from parctl.planner.degrees import Degrees
@@ -17,6 +19,8 @@ from parctl.planner.time.job import Fabric
 from parctl.recipes.presets import model_preset
 from parctl.topology.products import find_product
 
+FABRIC = Fabric(fast=450e9, slow=50e9, island=8, num_devices=8)
+
 
 def setting(model: str = "llama-3-8b", *, chunk: int = 8192, **degrees: int) -> Setting:
     product = find_product("h100")
@@ -25,7 +29,7 @@ def setting(model: str = "llama-3-8b", *, chunk: int = 8192, **degrees: int) -> 
         model=model_preset(model),
         degrees=Degrees(**degrees),
         product=product,
-        fabric=Fabric(fast=450e9, slow=50e9, island=8, num_devices=8),
+        fabric=FABRIC,
         weight=2.0,
         kv=2.0,
         chunk=chunk,
@@ -70,6 +74,19 @@ def test_stages_share_a_prompts_chunks_and_do_not_speed_up_a_token() -> None:
     one, two = setting(chunk=512), setting(chunk=512, pp=2)
     assert prefill_s(two, 8192) == pytest.approx(prefill_s(one, 8192) * 17 / 32, rel=0.1)
     assert decode_s(two, 1, 100) > decode_s(one, 1, 100)
+
+
+def test_context_ranks_share_the_reading_and_exchange_results_only() -> None:
+    """16 of them, one per node of 8 devices: each layer gathers once over the slow links."""
+    split = replace(setting(tp=8, cp=16), fabric=replace(FABRIC, num_devices=128))
+    alone = setting(tp=8)
+    kv = 2 * 128 * 2 * 32 / (3.35e12 * MEMORY)  # of a token: one head of 128 per rank, 32 layers
+    for many in (1, 4):
+        rows = 4 * many * 4 * 129 * 15 / 50e9  # float32, 4 heads, 128 wide and a weight
+        gathers = 32 * (3 * REDUCE_S + rows)
+        read = many * 900_000 * kv
+        wanted = decode_s(alone, many, 0) + read / 16 + gathers
+        assert decode_s(split, many, 900_000) == pytest.approx(wanted, rel=1e-3)
 
 
 def test_experts_are_read_as_far_as_they_are_chosen() -> None:

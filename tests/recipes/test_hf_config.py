@@ -56,6 +56,19 @@ def test_a_config_gives_the_parameters_of_its_checkpoint(name: str, tmp_path: Pa
     assert num_parameters(model) == parameters
 
 
+def test_experts_are_counted_under_the_names_of_older_and_newer_files(tmp_path: Path) -> None:
+    config = CONFIGS["qwen3-30b-a3b"][1]
+    renamed = {key: value for key, value in config.items() if key != "num_experts"}
+    for given in (config, renamed | {"num_local_experts": 128}):
+        (tmp_path / "config.json").write_text(json.dumps(given))
+        values, faults = read_hf_config(tmp_path)
+        assert not faults
+        assert values["moe"]["num_experts"] == 128
+    (tmp_path / "config.json").write_text(json.dumps(renamed))
+    _, (fault,) = read_hf_config(tmp_path)
+    assert "leaves out 'num_experts'" in fault.message
+
+
 def test_rope_settings_are_taken_from_old_and_new_files(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(json.dumps(CONFIGS["llama-3.1-8b"][1]))

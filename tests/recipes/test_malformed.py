@@ -71,6 +71,26 @@ def test_validate_reports_all_files_and_goes_on_after_a_bad_one(
     assert all(f"{name}:8:10 train.steps" in printed.err for name in names)
 
 
+def test_validate_looks_for_prompts_where_ranks_run_here(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "version: 1\ntask: generate\nmodel: tiny-llama\nparallelism: DP1\n"
+    Path("r.yaml").write_text(f"{text}generate: {{prompts: p.txt}}\n")
+    assert run(["validate", "r.yaml", "tiny-llama"]) == 2
+    told = capsys.readouterr()
+    assert "tiny-llama: ok" in told.out
+    assert f"r.yaml: generate.prompts = {folder / 'p.txt'}: No such file" in told.err
+    assert "hint: a relative path begins at the recipe's folder" in told.err
+    Path("p.txt").write_text("\n")
+    assert run(["validate", "r.yaml"]) == 2
+    assert "p.txt holds no prompt" in capsys.readouterr().err
+    Path("p.txt").write_text("one\n")
+    assert run(["validate", "r.yaml"]) == 0
+    Path("p.txt").unlink()
+    monkeypatch.setenv("PARCTL_BACKEND", "kubernetes")  # the file may lie there
+    assert run(["validate", "r.yaml"]) == 0
+
+
 def test_validate_as_json_names_every_problem(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -137,8 +137,30 @@ def test_a_line_of_jsonl_is_a_request_and_a_bad_one_costs_only_itself(
     assert rows[1]["messages"] == lines[1]["messages"]
     assert [choice["index"] for choice in rows[1]["choices"]] == [0, 1]
     assert "prompt and output together at most 128" in rows[2]["error"]
+    assert (rows[2]["index"], rows[2]["prompt"]) == (2, "a" * 400)
     assert rows[3]["error"].startswith("temperature: ")
     assert rows[4]["choices"][0]["text"] in ("yes", "no")
+    said = "\n".join(log(0, "complete-2"))
+    assert "3 of 5 prompts answered, 2 failed: the prompt has " in said
+
+
+def test_a_run_without_an_answer_has_failed(folder: Path, tmp_path: Path) -> None:
+    """Both replicas fail at all of theirs; the file says why all the same."""
+    prompts = tmp_path / "prompts.jsonl"
+    lines = [{"prompt": "a", "temperature": 9}, {"messages": []}, {"prompt": "b", "what": 1}]
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    launch(plan_for(folder, tmp_path, prompts, ["parallelism=DP2"]), "complete-4")
+    status = wait_for(BACKEND, "complete-4", timeout_s=WAIT_S)
+    assert status.state is State.FAILED
+    assert status.verdict is not None and status.verdict.rank == 0
+    assert "no prompt was answered, 3 failed: temperature: " in status.verdict.cause
+    path = directory("complete-4").path / "completions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [set(row) for row in rows] == [
+        {"index", "prompt", "error"},
+        {"index", "messages", "error"},
+        {"index", "prompt", "error"},
+    ]
 
 
 def test_what_was_answered_before_a_kill_is_not_asked_again(folder: Path, tmp_path: Path) -> None:
@@ -156,7 +178,7 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(folder: Path, tmp_pa
     os.kill(process.pid, signal.SIGKILL)
     rows = rows_of("complete-3")
     assert [row["index"] for row in rows] == list(range(24))
-    answered = [line for line in log(0, "complete-3") if "prompts answered" in line]
+    answered = [line for line in log(0, "complete-3") if "under way" in line]
     assert int(answered[-1].split()[0]) <= 21  # by the second attempt
     assert BACKEND.status("complete-3").restarts == 1
 
@@ -166,6 +188,8 @@ def test_a_torn_row_is_cut_off_and_parts_are_joined_in_order(tmp_path: Path) -> 
         part = part_path(tmp_path, replica)
         part.parent.mkdir(exist_ok=True)
         part.write_text("".join(json.dumps({"index": index}) + "\n" for index in indices))
+    with part_path(tmp_path, 0).open("a") as bad:
+        bad.write('{"index": 4, "error": "no"}\n')
     with part_path(tmp_path, 1).open("a") as torn:
         torn.write('{"index": 5, "cho')
     assert [row["index"] for row in read_part(part_path(tmp_path, 1))] == [3, 1]
@@ -178,6 +202,8 @@ def test_a_torn_row_is_cut_off_and_parts_are_joined_in_order(tmp_path: Path) -> 
     )
     spec = load_recipe(str(file)).generate
     assert spec is not None
-    path, count = join_parts(spec, tmp_path, 2)
-    assert (path, count) == (output, 4)
-    assert path.read_text() == "".join(f'{{"index": {index}}}\n' for index in range(4))
+    outcome = join_parts(spec, tmp_path, 2)
+    assert (outcome.path, outcome.num_answered, outcome.num_failed) == (output, 4, 1)
+    assert str(outcome) == "4 of 5 prompts answered, 1 failed: no"
+    lines = [f'{{"index": {index}}}\n' for index in range(4)]
+    assert output.read_text() == "".join([*lines, '{"index": 4, "error": "no"}\n'])

@@ -10,11 +10,13 @@ from tests.runtime.inference.bpe import save_bpe
 
 from parctl.errors import UsageError
 from parctl.runtime.inference.detokenize import (
+    BYTE_TOKEN,
     ByteText,
     FileText,
     StopStrings,
     TextTokenizer,
     load_text,
+    spelled_bytes,
 )
 
 
@@ -33,6 +35,10 @@ def bpe(folder: Path) -> FileText:
 def spell(tokenizer: TextTokenizer, tokens: list[int]) -> list[str]:
     detokenizer = tokenizer.detokenizer()
     return [*(detokenizer.add(token) for token in tokens), detokenizer.finish()]
+
+
+def token_of(tokenizer: FileText, name: str) -> int:
+    return next(token for token in range(tokenizer.num_ids) if tokenizer.name(token) == name)
 
 
 def test_a_character_comes_when_its_last_byte_does() -> None:
@@ -68,6 +74,23 @@ def test_any_tokens_read_as_all_of_them_do_at_once(bpe: FileText, tokens: list[i
     """But for how many marks an impossible run of bytes is replaced by."""
     whole = bpe.decode(tokens).replace("\ufffd", "")
     assert "".join(spell(bpe, tokens)).replace("\ufffd", "") == whole
+
+
+def test_a_character_after_bytes_that_are_none_is_not_split(bpe: FileText) -> None:
+    """However many came before, the first bytes of a character wait for its last."""
+    letters = {byte: letter for letter, byte in spelled_bytes().items()}
+    for text in ("\u0599", "\u4f60", "\U0001f600"):
+        for many in range(1, 40):
+            spelled = b"\xff" * many + text.encode() + b"\xd6"
+            tokens = [token_of(bpe, letters[byte]) for byte in spelled]
+            assert "".join(spell(bpe, tokens)) == "\ufffd" * many + text + "\ufffd"
+
+
+def test_bytes_are_read_from_both_spellings_of_vocabularies(bpe: FileText) -> None:
+    assert len(spelled_bytes()) == 256 and sorted(spelled_bytes().values()) == list(range(256))
+    assert spelled_bytes()["\u0120"] == 0x20
+    assert bpe.raw(token_of(bpe, "\u00d6")) == b"\xd6"
+    assert BYTE_TOKEN.fullmatch("<0xD6>")
 
 
 def test_what_ends_a_text_is_read_beside_the_tokenizer(bpe: FileText, folder: Path) -> None:

@@ -63,6 +63,13 @@ def test_min_p_keeps_what_is_near_the_likeliest() -> None:
     assert kept(QUARTERS, min_p=0.45) == [0.444444, 0.333333, 0.222222, 0.0]
 
 
+def test_before_the_least_number_of_tokens_nothing_ends_a_text() -> None:
+    fields: dict[str, Any] = {"temperature": 0.0, "stop_tokens": (3, 2), "min_tokens": 2}
+    rows = [row(output=output, **fields) for output in ((), (1,), (1, 1))] + [row(temperature=0.0)]
+    sampler = BatchSampler()
+    assert [one.token for one in sampler(LOGITS.repeat(4, 1), rows)] == [1, 1, 3, 3]
+
+
 def test_top_k_cuts_before_top_p() -> None:
     """Of the two that are left the first holds 4/7, which is less than 0.6."""
     assert kept(QUARTERS, top_k=2, top_p=0.6) == [0.571429, 0.428571, 0.0, 0.0]

@@ -13,7 +13,8 @@ from parctl.planner.make import make_plan
 from parctl.planner.plan import Plan, plan_from_json
 from parctl.recipes.loader import load_recipe
 from parctl.recipes.spec import Recipe
-from parctl.runtime.serving.check import refuse_bad_inference
+from parctl.runtime.huggingface.check import refuse_bad_weights
+from parctl.runtime.serving.check import refuse_bad_inference, refuse_missing_files
 from parctl.runtime.supported import refuse_unbuilt
 
 
@@ -42,6 +43,51 @@ def test_the_tokenizer_beside_the_weights_is_taken(tmp_path: Path) -> None:
     given = recipe(tmp_path, [f"checkpoint.init_from={tmp_path}"])
     assert given.inference is not None
     assert given.inference.tokenizer == str(tmp_path / "tokenizer.json")
+
+
+HUB = {
+    "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 32, "vocab_size": 256,
+    "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 64,
+}  # fmt: skip
+
+
+def hub_recipe(tmp_path: Path, task: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe whose model is a folder with a config.json and no weights."""
+    (tmp_path / "hub").mkdir(exist_ok=True)
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(HUB))
+    (tmp_path / "p.txt").write_text("one\n")
+    return recipe(tmp_path, ["model={hf: hub}", *overrides], task=task)
+
+
+@pytest.mark.parametrize("task", ["generate", "serve"])
+def test_a_folder_without_weights_is_no_reason_to_draw_some(tmp_path: Path, task: str) -> None:
+    given = hub_recipe(tmp_path, task)
+    assert given.checkpoint is not None and given.model is not None
+    assert given.checkpoint.init_from == str(tmp_path / "hub")  # for ranks that lie elsewhere
+    assert any("holds no safetensors files here" in note for note in given.notes)
+    with pytest.raises(UsageError, match=r"hub holds neither model\.safetensors nor") as caught:
+        refuse_missing_files(given)
+    assert "`checkpoint.init_from: random` draws weights" in str(caught.value.hint)
+    (tmp_path / "hub" / "pytorch_model.bin").touch()
+    with pytest.raises(UsageError, match=r"only pytorch_model\.bin, which is not read"):
+        refuse_bad_weights(tmp_path / "hub", given.model)
+    assert plan(given).recipe == given  # a plan, and a dry run for nodes that have the folder
+
+
+def test_random_weights_of_a_folders_model_are_asked_for(tmp_path: Path) -> None:
+    given = hub_recipe(tmp_path, "generate", ["checkpoint.init_from=random"])
+    assert given.checkpoint is not None and given.checkpoint.init_from is None
+    refuse_missing_files(given)
+    saved = hub_recipe(tmp_path, "generate", ["checkpoint.dir=run"])
+    assert saved.checkpoint is not None and saved.checkpoint.init_from is None
+
+
+def test_training_begins_with_the_shape_alone(tmp_path: Path) -> None:
+    hub_recipe(tmp_path, "serve")
+    file = tmp_path / "train.yaml"
+    file.write_text("version: 1\nmodel: {hf: hub}\nparallelism: DP2\n")
+    given = load_recipe(str(file))
+    assert given.checkpoint is not None and given.checkpoint.init_from is None
 
 
 @pytest.mark.parametrize(
@@ -86,6 +132,13 @@ def test_prompts_of_the_wrong_kind_are_refused(tmp_path: Path) -> None:
         lines.write_text('{"prompt": "ok"}\n' + line + "\n")
         with pytest.raises(UsageError, match=rf"p\.jsonl:2: .*{problem}"):
             refuse_bad_inference(recipe(tmp_path, ["generate.prompts=p.jsonl"], task="generate"))
+    lines.write_text("{\n" + '{"prompt": "ok"}\n' + "[]\n" * 30)
+    with pytest.raises(UsageError) as caught:
+        refuse_missing_files(recipe(tmp_path, ["generate.prompts=p.jsonl"], task="generate"))
+    assert [line.split(": ")[0] for line in caught.value.message.splitlines()] == [
+        *(f"{lines}:{number}" for number in (1, *range(3, 22))),
+        "and 11 more lines",
+    ]
 
 
 def test_another_models_tokenizer_is_refused(tmp_path: Path) -> None:

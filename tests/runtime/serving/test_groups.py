@@ -12,10 +12,17 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.launcher.runs import BACKEND, directory, left, log, until
+from tests.launcher.runs import BACKEND, directory, launch, left, log, until
 from tests.runtime.serving.endpoint import MODEL, Endpoint, serving, url_of
 
+from parctl.errors import UsageError
 from parctl.launcher.backend import State
+from parctl.launcher.waiting import wait_for
+from parctl.planner.cluster import cluster_for
+from parctl.planner.make import make_plan
+from parctl.recipes.loader import load_recipe
+from parctl.recipes.spec import Recipe
+from parctl.runtime.serving.front_process import FrontProcess, is_taken
 
 BODY = {"model": MODEL, "prompt": "The gradients of", "max_tokens": 8}
 
@@ -86,6 +93,56 @@ def rank_pid(run_id: str, rank: int) -> int:
     process = record.processes[rank]
     assert process is not None
     return process.pid
+
+
+def tiny(tmp_path: Path, port: int) -> Recipe:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(
+        "version: 1\ntask: serve\nmodel: tiny-llama\nparallelism: TP2\n"
+        f"serve: {{port: {port}}}\nlaunch: {{env: {{OMP_NUM_THREADS: '1'}}}}\n"
+    )
+    return load_recipe(str(file))
+
+
+def test_a_taken_port_is_found_before_a_model_is_read(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert is_taken("127.0.0.1", port)
+        front = FrontProcess(tiny(tmp_path, port), listen="127.0.0.1", num_replicas=1)
+        try:
+            with pytest.raises(UsageError, match=f"cannot listen on 127.0.0.1 port {port}"):
+                front.refuse_taken_port()
+        finally:
+            front.close()
+    assert not is_taken("127.0.0.1", port)
+    assert not is_taken("127.0.0.1", 0)
+
+
+def test_before_the_weights_are_there_health_says_starting(tmp_path: Path) -> None:
+    """The front alone, as it is while ranks read the model."""
+    port = free_port()
+    front = FrontProcess(tiny(tmp_path, port), listen="127.0.0.1", num_replicas=1)
+    try:
+        _, url = front.where()
+        answer = httpx.get(f"{url.removesuffix('/v1')}/health", timeout=10)
+        assert (answer.status_code, answer.json()) == (503, {"status": "starting"})
+        assert httpx.post(f"{url}/completions", json=BODY, timeout=10).status_code == 503
+    finally:
+        front.close()
+
+
+def test_a_taken_port_has_one_hint(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        recipe = tiny(tmp_path, port)
+        launch(make_plan(recipe, cluster_for(recipe, None)), "taken-1")
+        status = wait_for(BACKEND, "taken-1", timeout_s=240.0)
+    assert status.state is State.FAILED and status.verdict is not None
+    said = f"cannot listen on 127.0.0.1 port {port}: Address already in use"
+    assert said in status.verdict.cause
+    fix = status.verdict.fix
+    assert fix == "free that port, or take another: `serve.port: 0` takes any free one"
+    assert f"hint: {fix}" in log(0, "taken-1")
 
 
 def test_told_to_end_it_answers_what_is_under_way_and_takes_nothing_new(tmp_path: Path) -> None:
