@@ -108,6 +108,7 @@ def _why_lost(error: Exception) -> str:
         ("node", "its node died"),
         ("SIGKILL", "its agent was killed"),
         ("died unexpectedly", "its agent died"),
+        ("is unavailable", "its node does not answer"),
     ):
         if mark == "node" and ("NODE_DIED" in text or "node was terminated" in text):
             return words
