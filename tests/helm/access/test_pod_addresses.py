@@ -1,5 +1,7 @@
 """Who may give up a pod by its status may not have it answer at another machine's address."""
 
+from itertools import count
+
 import pytest
 from tests.cluster.api import Api, ApiError
 from tests.cluster.cluster import Cluster
@@ -10,7 +12,6 @@ from tests.helm.chart import render
 pytestmark = pytest.mark.cluster
 ADMISSION = "admissionregistration.k8s.io/v1"
 RULES = [{"apiGroups": [""], "resources": ["pods", "pods/status"], "verbs": ["get", "patch"]}]
-ADDRESS = "10.99.0.1"
 
 
 def test_a_user_gives_up_a_pod_and_gives_it_no_address(cluster: Cluster, namespace: str) -> None:
@@ -24,14 +25,16 @@ def test_a_user_gives_up_a_pod_and_gives_it_no_address(cluster: Cluster, namespa
     nowhere = {**pod_spec(["true"]), "nodeSelector": {"no": "such"}}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "lost"}, "spec": nowhere}
     runs = {**pod, "metadata": {"name": "runs"}, "spec": pod_spec(["sleep", "60"])}
+    addresses = (f"10.99.{number // 256}.{number % 256}" for number in count(1))
     user = Api(cluster.user(namespace, RULES))
     try:
         for each in (*policy, pod):
             cluster.api.apply(each, namespace=namespace if each is pod else None)
 
         def refused() -> bool:
-            """A new policy takes the API server a moment."""
-            address = {"podIP": ADDRESS, "podIPs": [{"ip": ADDRESS}]}
+            """A new policy takes the API server a moment; what is there already changes nothing."""
+            ip = next(addresses)
+            address = {"podIP": ip, "podIPs": [{"ip": ip}]}
             try:
                 user.patch("Pod", "lost", {"status": address}, namespace, subresource="status")
             except ApiError as error:
