@@ -1,10 +1,14 @@
 """`parctl validate`: check recipe files, all of them, and report every problem at once."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from parctl.cli.options import OutputOption, SetOption
+
+if TYPE_CHECKING:
+    from parctl.errors import Problem
+    from parctl.recipes.spec import Recipe
 
 
 def validate(
@@ -17,35 +21,21 @@ def validate(
 ) -> None:
     """Check recipe files and report every problem at once."""
     from parctl.cli.output import check_format, print_document
-    from parctl.errors import Problem, RecipeError, UsageError
-    from parctl.launcher.contexts import resolve_context
+    from parctl.errors import RecipeError
     from parctl.recipes.loader import load_recipe
     from parctl.recipes.spec import to_json
-    from parctl.runtime.serving.check import refuse_missing_files
 
     check_format(output, ("table", "json", "yaml"))
     problems: list[Problem] = []
     documents: list[dict[str, Any]] = []
     for file in files:
-        found: tuple[Problem, ...] = ()
         try:
             recipe = load_recipe(file, overrides)
         except RecipeError as error:
             found = error.problems
-            documents.append({"file": file, "ok": False, "problems": to_json(found)})
-            problems += found
-            continue
-        try:
-            context = resolve_context(backend=None, recipe_backend=recipe.launch.backend)
-            if context.backend == "local":  # elsewhere files lie where the ranks run
-                refuse_missing_files(recipe)
-        except UsageError as error:
-            found = (
-                Problem(
-                    file=file, line=None, column=None, path="", message=error.message,
-                    hint=error.hint,
-                ),
-            )  # fmt: skip
+        else:
+            found = missing_files(file, recipe)
+        if found:
             documents.append({"file": file, "ok": False, "problems": to_json(found)})
         else:
             model = recipe.model.name if recipe.model is not None else recipe.task
@@ -62,3 +52,19 @@ def validate(
         raise typer.Exit(2 if problems else 0)
     if problems:
         raise RecipeError(problems)
+
+
+def missing_files(file: str, recipe: "Recipe") -> "tuple[Problem, ...]":
+    """What the recipe needs and is not here; other back ends have files where their ranks run."""
+    from parctl.errors import Problem, UsageError
+    from parctl.launcher.contexts import resolve_context
+    from parctl.runtime.serving.check import refuse_missing_files
+
+    try:
+        context = resolve_context(backend=None, recipe_backend=recipe.launch.backend)
+        if context.backend == "local":
+            refuse_missing_files(recipe)
+    except UsageError as error:
+        fault, hint = error.message, error.hint
+        return (Problem(file=file, line=None, column=None, path="", message=fault, hint=hint),)
+    return ()

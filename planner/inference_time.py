@@ -177,15 +177,16 @@ def _exchange_s(setting: Setting, own: float, *, decoding: bool) -> float:
         bandwidth = fabric.fast if inside else fabric.slow
         latency = REDUCE_S if inside else 3 * REDUCE_S
         seconds += 2 * (latency + 2 * (tp - 1) / tp * 2 * own * model.dim / bandwidth)
-    inside = tp * degrees.cp <= fabric.island
-    bandwidth = fabric.fast if inside else fabric.slow
-    if degrees.cp > 1 and decoding:  # each rank's result per head, in float32, with its weight
-        rows = 4 * own * ceil_div(model.num_heads, tp) * (model.head_dim + 1)
-        seconds += (REDUCE_S if inside else 3 * REDUCE_S) + (degrees.cp - 1) * rows / bandwidth
-    elif degrees.cp > 1:
-        keys = 2 * own * kv_bytes_per_token(model, degrees, 1)
-        # a ring's keys travel beside the products with those that came before
-        seconds += degrees.cp * REDUCE_S + 0.3 * (degrees.cp - 1) * keys / bandwidth
+    if degrees.cp > 1:
+        inside = tp * degrees.cp <= fabric.island
+        bandwidth = fabric.fast if inside else fabric.slow
+        if decoding:  # each rank's result per head, in float32, with its weight
+            rows = 4 * own * ceil_div(model.num_heads, tp) * (model.head_dim + 1)
+            latency = REDUCE_S if inside else 3 * REDUCE_S
+            seconds += latency + (degrees.cp - 1) * rows / bandwidth
+        else:  # a ring's keys travel beside the products with those that came before
+            keys = 2 * own * kv_bytes_per_token(model, degrees, 1)
+            seconds += degrees.cp * REDUCE_S + 0.3 * (degrees.cp - 1) * keys / bandwidth
     if degrees.ep > 1 and model.moe is not None:
         rows = 2 * 2 * own * model.moe.top_k * model.dim / max(1, tp)
         inside = degrees.ep * tp <= fabric.island

@@ -33,7 +33,7 @@ REFRESH_S = 3600.0  # `observedAt` is renewed that often though nothing changed
 
 
 class Api(Protocol):
-    """One request to the API server and its JSON; errors have HTTP's code as `code`."""
+    """One request to the API server and its JSON. Raises BackendError, with HTTP's code as `code`."""
 
     def ask(
         self,
@@ -133,7 +133,7 @@ def recall(api: Api, target: Target, told: Published | None) -> Published:
         return told or Published()  # an earlier one went with the pod that owned it
     try:
         found = api.ask("GET", f"{objects.RECORDS_PATH}/{target.node}")
-    except Exception as error:
+    except BackendError as error:
         if getattr(error, "code", None) == NOT_FOUND:
             return Published()
         raise
@@ -147,7 +147,7 @@ def recall(api: Api, target: Target, told: Published | None) -> Published:
 def _apply_record(api: Api, path: str, document: Object) -> None:
     try:
         found = api.ask("PATCH", path, _applying(force=True), body=document, content=APPLY)
-    except Exception as error:
+    except BackendError as error:
         # applying creates what is not there, so it is the kind that was not found
         if getattr(error, "code", None) == NOT_FOUND:
             raise BackendError(f"{error}; {NO_DEFINITION}") from error
@@ -174,7 +174,7 @@ def _apply_labels(api: Api, target: Target, record: Record, node: Object) -> Non
     document = {"apiVersion": "v1", "kind": "Node", "metadata": metadata}
     try:
         api.ask("PATCH", _node_path(target), _applying(force=False), body=document, content=APPLY)
-    except Exception as error:
+    except BackendError as error:
         # somebody took one over since the node was read: it is theirs, and seen at the next change
         if getattr(error, "code", None) != CONFLICT:
             raise
@@ -192,7 +192,7 @@ def _apply_taint(
         try:
             api.ask("PATCH", _node_path(target), body=change, content=MERGE)
             return
-        except Exception as error:
+        except BackendError as error:
             if getattr(error, "code", None) != CONFLICT:
                 raise
             node = api.ask("GET", _node_path(target))

@@ -7,6 +7,7 @@ Applying leaves fields of the record alone that `others` have written.
 from collections.abc import Mapping
 from typing import Any
 
+from parctl.errors import BackendError
 from parctl.topology.discovery.objects import RECORDS_PATH
 from parctl.topology.discovery.publish import MERGE
 
@@ -14,7 +15,7 @@ NODE = "/api/v1/nodes/gpu-1"
 RECORD = f"{RECORDS_PATH}/gpu-1"
 
 
-class Refused(Exception):
+class Refused(BackendError):
     def __init__(self, code: int) -> None:
         super().__init__(f"the server answers {code}")
         self.code = code
