@@ -33,7 +33,7 @@ REFRESH_S = 3600.0  # `observedAt` is renewed that often though nothing changed
 
 
 class Api(Protocol):
-    """One request to the API server and its JSON. Raises BackendError, with HTTP's code as `code`."""
+    """One request to the API server and its JSON. Raises BackendError with HTTP's `code`."""
 
     def ask(
         self,

@@ -68,8 +68,7 @@ def test_a_killed_node_moves_the_run_to_another(here: Here) -> None:
     here.cluster.nodes[dead].kill()
     probe.counting(beyond=max(before) + 5, seconds=180)
 
-    nodes = {rank.node for rank in here.status().ranks}
-    assert dead not in nodes
+    here.until(lambda status: dead not in {rank.node for rank in status.ranks}, seconds=30)
     assert probe.finish().state is State.SUCCEEDED
 
 
