@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 TESTS ?= tests
+unexport PYTHONDONTWRITEBYTECODE # a rank that compiles torch anew takes seconds more to start
 
 .PHONY: demo test test-deps cluster-deps cluster cluster-down matrix-kubernetes matrix-runtime matrix-inference matrix-helm ray-cluster matrix-ray check format bench clean
 
