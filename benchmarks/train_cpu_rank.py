@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 
 DIM, LAYERS, HEADS, FFN, VOCAB, SEQ_LEN = 512, 6, 8, 1536, 2048, 256
@@ -97,6 +98,7 @@ def fully_shard_llama(precision: str, directory: Path) -> Step:
 
 
 def accelerate_fsdp(precision: str, directory: Path) -> Step:
+    """FSDP2 of accelerate, which on a CPU takes DDP in its place unless its state says otherwise."""
     accelerate = importlib.import_module("accelerate")
     plugin = accelerate.utils.FullyShardedDataParallelPlugin(
         fsdp_version=2,
@@ -105,11 +107,15 @@ def accelerate_fsdp(precision: str, directory: Path) -> Step:
         transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
         cpu_ram_efficient_loading=False,
     )
-    accelerator = accelerate.Accelerator(
-        cpu=True, mixed_precision="bf16" if precision == "bf16" else "no", fsdp_plugin=plugin
-    )
+    mixed = "bf16" if precision == "bf16" else "no"
+    if mixed == "bf16":
+        plugin.set_mixed_precision(mixed)
+    accelerator = accelerate.Accelerator(cpu=True, mixed_precision=mixed, fsdp_plugin=plugin)
+    accelerator.state.distributed_type = accelerate.DistributedType.FSDP
+    accelerator.state.fsdp_plugin = plugin
     model = hugging_face()
     model, optimizer = accelerator.prepare(model, adamw(model))
+    assert isinstance(model, FSDPModule), type(model)
 
     def step(tokens: Tensor, targets: Tensor) -> None:
         optimizer.zero_grad()
