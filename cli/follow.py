@@ -13,8 +13,11 @@ from parctl.launcher.waiting import outcome_error
 REFRESH_S = 0.25
 
 
-def follow_run(backend: Backend, run_id: str) -> int:
-    """Show a run until it ends. Raises what its end stands for; the first ^C cancels it."""
+def follow_run(backend: Backend, run_id: str, *, flags: str) -> int:
+    """Show a run until it ends. Raises what its end stands for; the first ^C cancels it.
+
+    `flags`: what other commands need to find it, see `parctl.cli.run_options.flags_again`.
+    """
     try:
         steps = backend.status(run_id).steps
         if steps is not None and sys.stdout.isatty():
@@ -27,13 +30,14 @@ def follow_run(backend: Backend, run_id: str) -> int:
         backend.cancel(run_id)
         if backend.status(run_id).state is State.CANCELLED:
             raise RunCancelledError(
-                f"run `{run_id}` was cancelled", hint=f"`parctl logs {run_id}` shows what it wrote"
+                f"run `{run_id}` was cancelled",
+                hint=f"`parctl logs {run_id}{flags}` shows what it wrote",
             ) from None
     status = backend.status(run_id)
     error = outcome_error(status)
     if error is not None:
         raise error
-    note(f"{run_id} succeeded{_duration(status)}; next: `parctl metrics {run_id}`")
+    note(f"{run_id} succeeded{_duration(status)}; next: `parctl metrics {run_id}{flags}`")
     return 0
 
 

@@ -12,6 +12,7 @@ from parctl.cli.run_options import (
     KubeContextOption,
     NamespaceOption,
     StorageOption,
+    flags_again,
 )
 
 
@@ -91,11 +92,23 @@ def launch(
             note(sentence)
         reference = owner.submit(manifests)
     typer.echo(reference.run_id)
+    spec = manifests.plan.recipe.launch.kubernetes
+    flags = flags_again(
+        reference.backend,
+        address=address,
+        namespace=namespace or (None if spec is None else spec.namespace),
+        context=context,
+        kubeconfig=kubeconfig,
+    )
     if not reference.created:
-        note("this run exists already with the same plan; nothing was started")
-    if where := serves_at(manifests.plan):
+        state = owner.status(reference.run_id).state
+        note(f"this run exists already with the same plan and is {state}; nothing was started")
+        if state.ended:
+            note(f"`parctl delete {reference.run_id}{flags}` makes room; or use another `--run-id`")
+    elif where := serves_at(manifests.plan):
         note(f"once its weights are read it serves at {where}")
     if follow:
-        return follow_run(owner, reference.run_id)
-    note(f"it runs by itself; follow it with: `parctl logs {reference.run_id} --follow`")
+        return follow_run(owner, reference.run_id, flags=flags)
+    if reference.created:
+        note(f"it runs by itself; follow it with: `parctl logs {reference.run_id}{flags} --follow`")
     return 0

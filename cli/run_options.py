@@ -5,6 +5,7 @@ What an option says of the current context is left in the environment, where the
 """
 
 import os
+import shlex
 from collections.abc import Callable
 from typing import Annotated
 
@@ -82,3 +83,29 @@ KubeconfigOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+def flags_again(
+    backend: str,
+    *,
+    address: str | None,
+    namespace: str | None,
+    context: str | None,
+    kubeconfig: str | None,
+) -> str:
+    """The flags by which later commands find what a launch with these has started.
+
+    Begins with a space, if there are any: what the environment or the current context says needs
+    no flag.
+    """
+    from parctl.launcher.contexts import resolve_context
+
+    usual = resolve_context(backend=None, recipe_backend=None)
+    flags = {
+        "-b": None if backend == usual.backend else backend,
+        "--address": address,
+        "-n": namespace,
+        "--context": context,
+        "--kubeconfig": kubeconfig,
+    }
+    return "".join(f" {flag} {shlex.quote(value)}" for flag, value in flags.items() if value)

@@ -7,6 +7,7 @@ So every command works from any shell that has the kubeconfig.
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,8 @@ class KubernetesBackend:
 
     def status(self, run_id: str) -> RunStatus:
         run = self._run(run_id)
-        return status_of(run, self._report(run), server=self.access.server)
+        status = status_of(run, self._report(run), server=self.access.server)
+        return replace(status, owner=label_of(run.workload, names.OWNER))
 
     def logs(
         self, run_id: str, *, rank: int | None, since: float | None, tail: int | None, follow: bool
@@ -175,8 +177,6 @@ class KubernetesBackend:
             return "default"
 
     def _listed(self, workload: Object) -> RunStatus:
-        from dataclasses import replace
-
         status = workload_status(workload, None, server=self.access.server)
         return replace(status, owner=label_of(workload, names.OWNER))
 

@@ -7,23 +7,20 @@ cluster renews it.
 """
 
 import base64
-import json
 import os
 import ssl
-import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from parctl.errors import BackendError, UsageError
 from parctl.launcher.contexts import home
+from parctl.launcher.kubernetes.exec_plugin import ask_plugin, checked_token
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-EXEC_VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
-EXEC_S = 60.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,9 +52,10 @@ class ClusterAccess:
         token = self.token
         if self.token_file is not None:
             try:
-                token = self.token_file.read_text(encoding="utf-8").strip()
-            except OSError as error:
-                raise BackendError(f"{self.token_file}: {error.strerror}") from error
+                token = self.token_file.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise BackendError(f"{self.token_file}: cannot be read as a token") from error
+            token = checked_token(token, str(self.token_file))
         if token:
             return f"Bearer {token}"
         if self.basic is not None:
@@ -68,7 +66,12 @@ class ClusterAccess:
     def ssl_context(self) -> ssl.SSLContext:
         if self.plugin is not None and not self._asked:
             self._ask_plugin()
-        context = ssl.create_default_context(cadata=self.ca)
+        try:
+            context = ssl.create_default_context(cadata=self.ca)
+        except (ssl.SSLError, ValueError) as error:
+            raise UsageError(
+                f"context {self.context}: certificate-authority is no certificate: {error}"
+            ) from error
         if not self.verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
@@ -85,58 +88,12 @@ class ClusterAccess:
         return context
 
     def _ask_plugin(self) -> None:
-        """Run the exec plugin, as `client.authentication.k8s.io` describes it."""
         assert self.plugin is not None
-        plugin = self.plugin
-        version = plugin.get("apiVersion")
-        if version not in EXEC_VERSIONS:
-            raise UsageError(
-                f"user {self.user}: exec plugin speaks {version}, expected {EXEC_VERSIONS[0]}",
-                hint="update the plugin, and let it write the kubeconfig again",
-            )
-        spec: dict[str, Any] = {"interactive": False}
-        if plugin.get("provideClusterInfo"):
-            spec["cluster"] = {"server": self.server} | (
-                {"certificate-authority-data": base64.b64encode(self.ca.encode()).decode()}
-                if self.ca
-                else {}
-            )
-        info = {"apiVersion": version, "kind": "ExecCredential", "spec": spec}
-        given = {entry["name"]: entry["value"] for entry in plugin.get("env") or ()}
-        command = [plugin["command"], *(plugin.get("args") or ())]
-        try:
-            done = subprocess.run(
-                command,
-                env={**os.environ, **given, "KUBERNETES_EXEC_INFO": json.dumps(info)},
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=EXEC_S,
-                text=True,
-                check=True,
-            )
-            status = json.loads(done.stdout)["status"]
-        except FileNotFoundError as error:
-            hint = plugin.get("installHint") or "install it, or use another context"
-            raise BackendError(
-                f"user {self.user}: the program `{command[0]}` that signs in is not installed",
-                hint=str(hint).strip(),
-            ) from error
-        except subprocess.CalledProcessError as error:
-            said = (error.stderr or "").strip().splitlines() or ["it said nothing"]
-            raise BackendError(
-                f"user {self.user}: `{command[0]}` failed with {error.returncode}: {said[-1]}",
-                hint="sign in again, as that program asks",
-            ) from error
-        except (subprocess.TimeoutExpired, OSError, ValueError, KeyError, TypeError) as error:
-            raise BackendError(
-                f"user {self.user}: `{command[0]}` gave no credential: {error}"
-            ) from error
+        given = ask_plugin(self.plugin, user=self.user, server=self.server, ca=self.ca)
         self._asked = True
-        self.token = status.get("token") or self.token
-        if status.get("clientCertificateData") and status.get("clientKeyData"):
-            self.certificate = f"{status['clientCertificateData']}\n{status['clientKeyData']}"
-        expires = status.get("expirationTimestamp")
-        self._expires = datetime.fromisoformat(expires).timestamp() if expires else None
+        self.token = given.token or self.token
+        self.certificate = given.certificate or self.certificate
+        self._expires = given.expires_unix
 
 
 def find_access(context: str | None, *, namespace: str | None = None) -> ClusterAccess:
@@ -165,20 +122,25 @@ def find_access(context: str | None, *, namespace: str | None = None) -> Cluster
     server = cluster.get("server")
     if not server:
         raise UsageError(f"context {name}: its cluster has no server")
+    token, plugin = user.get("token"), user.get("exec")
+    if plugin is not None and not isinstance(plugin, Mapping):
+        raise UsageError(
+            f"user {user_name}: exec: found a {type(plugin).__name__}, expected `command: ...`"
+        )
     return ClusterAccess(
-        server=str(server).rstrip("/"),
+        server=_address(server, ("http", "https"), f"context {name}: server"),
         namespace=namespace or chosen.get("namespace") or "default",
         context=name,
         ca=_content(cluster, "certificate-authority"),
         verify=not cluster.get("insecure-skip-tls-verify"),
         server_name=cluster.get("tls-server-name"),
-        proxy=cluster.get("proxy-url"),
+        proxy=_address(cluster.get("proxy-url"), None, f"context {name}: proxy-url") or None,
         user=user_name or "nobody",
-        token=user.get("token"),
+        token=checked_token(token, f"user {user_name}: token") if token else None,
         token_file=_path(user, "tokenFile"),
         certificate=_certificate(user),
-        basic=(user["username"], user["password"]) if user.get("username") else None,
-        plugin=user.get("exec"),
+        basic=_basic(user),
+        plugin=plugin,
     )
 
 
@@ -224,13 +186,14 @@ def _read_files(paths: list[Path]) -> dict[str, Any]:
             continue
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UsageError(f"{path}: cannot be read as a kubeconfig: {error}") from error
-        if not isinstance(content, Mapping):
-            continue
         read += 1
+        if content is None:  # an empty file
+            continue
+        if not isinstance(content, Mapping):
+            raise UsageError(f"{path}: is no kubeconfig: found a {type(content).__name__}")
         for kind, inner in (("clusters", "cluster"), ("users", "user"), ("contexts", "context")):
-            for entry in content.get(kind) or ():
-                value = {**(entry.get(inner) or {}), "_folder": path.parent}
-                merged[kind].setdefault(entry.get("name"), value)
+            for name, value in _entries(content, kind, inner, path):
+                merged[kind].setdefault(name, {**value, "_folder": path.parent})
         merged["current"] = merged["current"] or content.get("current-context") or None
     if not read and os.environ.get("KUBECONFIG"):
         raise UsageError(
@@ -238,6 +201,23 @@ def _read_files(paths: list[Path]) -> dict[str, Any]:
             hint="check the path",
         )
     return merged
+
+
+def _entries(
+    content: Mapping[str, Any], kind: str, inner: str, path: Path
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The named clusters, users or contexts of a file."""
+    entries = content.get(kind) or []
+    if not isinstance(entries, list):
+        raise UsageError(f"{path}: {kind}: found a {type(entries).__name__}, expected a list")
+    for number, entry in enumerate(entries):
+        value = (entry.get(inner) or {}) if isinstance(entry, Mapping) else None
+        if not isinstance(value, Mapping) or not isinstance(entry.get("name"), str):
+            raise UsageError(
+                f"{path}: {kind}[{number}]: expected `name: ...` and `{inner}: ...`",
+                hint="`kubectl config view` shows what it should look like",
+            )
+        yield entry["name"], value
 
 
 def _named(config: Mapping[str, Any], kind: str, name: Any, what: str) -> Mapping[str, Any]:
@@ -248,9 +228,22 @@ def _named(config: Mapping[str, Any], kind: str, name: Any, what: str) -> Mappin
     return found
 
 
+def _address(value: Any, schemes: tuple[str, ...] | None, what: str) -> str:
+    """A URL without a slash at its end; `schemes`: those that will do."""
+    text = str(value or "").rstrip("/")
+    try:
+        parts = urlsplit(text)
+        good = not text or (parts.hostname is not None and parts.port != 0)
+    except ValueError:
+        good = False
+    if not good or (schemes and parts.scheme not in schemes):
+        raise UsageError(f"{what} `{text}` is no address", hint="expected `https://HOST:PORT`")
+    return text
+
+
 def _path(section: Mapping[str, Any], key: str) -> Path | None:
     value = section.get(key)
-    return None if not value else section["_folder"] / Path(value).expanduser()
+    return None if not value else section["_folder"] / Path(str(value)).expanduser()
 
 
 def _content(section: Mapping[str, Any], key: str) -> str | None:
@@ -258,11 +251,16 @@ def _content(section: Mapping[str, Any], key: str) -> str | None:
     data = section.get(f"{key}-data")
     try:
         if data:
-            return base64.b64decode(data, validate=True).decode()
+            return base64.b64decode(str(data), validate=True).decode()
         path = _path(section, key)
         return path.read_text(encoding="utf-8") if path else None
     except (OSError, ValueError) as error:
         raise UsageError(f"kubeconfig: {key}: {error}") from error
+
+
+def _basic(user: Mapping[str, Any]) -> tuple[str, str] | None:
+    name = user.get("username")
+    return (str(name), str(user.get("password") or "")) if name else None
 
 
 def _certificate(user: Mapping[str, Any]) -> str | None:

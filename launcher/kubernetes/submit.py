@@ -12,9 +12,9 @@ from parctl.launcher.backend import Manifests, RunRef
 from parctl.launcher.kubernetes import names
 from parctl.launcher.kubernetes.client import ApiError, Client
 from parctl.launcher.kubernetes.names import Object
-from parctl.launcher.kubernetes.objects import annotation_of, find_workload
+from parctl.launcher.kubernetes.objects import annotation_of, find_workload, label_of
 
-FORBIDDEN, NOT_FOUND, CONFLICT = 403, 404, 409
+FORBIDDEN, NOT_FOUND, CONFLICT, SERVER_FAILED = 403, 404, 409, 500
 
 
 def submit(client: Client, manifests: Manifests) -> RunRef:
@@ -27,13 +27,15 @@ def submit(client: Client, manifests: Manifests) -> RunRef:
                 hint="choose another `--run-id`, or delete that run",
             )
         return RunRef(run_id=manifests.run_id, backend="kubernetes", created=False)
+    refuse_taken(client, manifests)
     sent: list[Mapping[str, Any]] = []
     try:
         for document in manifests.documents:
             sent.append(document)  # before: an answer that was lost may stand for an object
             applied = apply(client, document)
-    except BaseException:
-        take_back(client, sent)
+    except BaseException as error:
+        refused = isinstance(error.__cause__, ApiError) and error.__cause__.code < SERVER_FAILED
+        take_back(client, sent[:-1] if refused else sent)
         raise
     own(client, applied, sent[:-1])
     return RunRef(run_id=manifests.run_id, backend="kubernetes", created=True)
@@ -41,8 +43,33 @@ def submit(client: Client, manifests: Manifests) -> RunRef:
 
 def check(client: Client, manifests: Manifests) -> None:
     """Have the cluster validate every object: quotas, webhooks, policies and rights included."""
+    refuse_taken(client, manifests)
     for document in manifests.documents:
         apply(client, document, dry_run=True)
+
+
+def refuse_taken(client: Client, manifests: Manifests) -> None:
+    """Refuse names that objects of others have: applying would change them, and own them.
+
+    Asked for as lists of one, since who may launch may list each of these kinds, but not get it.
+    """
+    for document in manifests.documents:
+        kind, metadata = document["kind"], document["metadata"]
+        found = client.list(
+            document["apiVersion"],
+            kind,
+            fields=f"metadata.name={metadata['name']}",
+            namespace=metadata.get("namespace"),
+        )
+        for each in found or ():
+            run = label_of(each, names.RUN)
+            if run != manifests.run_id:
+                whose = f"of run `{run}`" if run else "no part of a run"
+                raise UsageError(
+                    f"namespace {each['metadata']['namespace']} has a {kind}"
+                    f" `{metadata['name']}` already, which is {whose}",
+                    hint="choose another `--run-id`: objects of others are not touched",
+                )
 
 
 def apply(client: Client, document: Mapping[str, Any], *, dry_run: bool = False) -> Object:

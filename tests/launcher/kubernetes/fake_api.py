@@ -90,6 +90,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, self.api.objects[path])
         elif path.rsplit("/", 1)[-1].endswith("s"):
             items = [each for name, each in self.api.objects.items() if _under(name, path)]
+            only = query.get("fieldSelector", "").removeprefix("metadata.name=")
+            items = [each for each in items if only in ("", each["metadata"]["name"])]
             self.answer(
                 200, {"items": items, "metadata": {"resourceVersion": str(self.api.version)}}
             )

@@ -19,7 +19,7 @@ from parctl.errors import BackendError, UsageError
 from parctl.launcher.kubernetes.client import ApiError, Client
 from parctl.launcher.kubernetes.kubeconfig import find_access
 from parctl.launcher.kubernetes.render import render
-from parctl.launcher.kubernetes.submit import submit
+from parctl.launcher.kubernetes.submit import check, submit
 from parctl.launcher.kubernetes.watch import ListWatch
 from parctl.recipes.kubernetes_spec import KubernetesSpec
 
@@ -115,6 +115,91 @@ def test_a_program_that_signs_in_is_run_once_and_again_when_refused(
     )
     client.list("v1", "Pod")
     assert api.tokens[2:] == ["Bearer token-1", "Bearer token-2"]
+
+
+@pytest.mark.parametrize(
+    ("where", "broken", "words"),
+    [
+        ("contexts", ["test"], r"contexts\[0\]: expected `name: ...` and `context: ...`"),
+        ("contexts", {"test": "c"}, "contexts: found a dict, expected a list"),
+        ("contexts", [{"name": "test", "context": "c"}], r"contexts\[0\]"),
+        ("users", [{"name": "ada", "user": {"token": "sécret"}}], "user ada: token holds"),
+        ("users", [{"name": "ada", "user": {"token": "sec ret"}}], "user ada: token holds"),
+        ("users", [{"name": "ada", "user": {"exec": "aws"}}], "user ada: exec: found a str"),
+        ("users", [{"name": "ada", "user": {"exec": {}}}], "exec plugin speaks None"),
+        ("clusters", [{"name": "c", "cluster": {"server": "https://one:x"}}], "is no address"),
+        ("clusters", [{"name": "c", "cluster": {"server": "one:6443"}}], "is no address"),
+        (
+            "clusters",
+            [{"name": "c", "cluster": {"server": "https://one", "proxy-url": "http://p:x"}}],
+            "proxy-url `http://p:x` is no address",
+        ),
+        (
+            "clusters",
+            [
+                {
+                    "name": "c",
+                    "cluster": {"server": "https://one", "certificate-authority-data": "eA=="},
+                }
+            ],
+            "certificate-authority is no certificate",
+        ),
+    ],
+)
+def test_a_broken_kubeconfig_is_exit_2_and_tells_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, broken: Any, words: str
+) -> None:
+    path = kubeconfig(tmp_path / "config", "https://one:1", token="t")
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), where: broken}))
+    monkeypatch.setenv("KUBECONFIG", str(path))
+
+    with pytest.raises(UsageError, match=words) as caught:
+        Client(find_access(None)).list("v1", "Pod")
+
+    assert "ret" not in caught.value.message
+
+
+def test_an_empty_kubeconfig_names_no_context_and_a_text_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config"
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    path.write_text("")
+    with pytest.raises(UsageError, match="no kubeconfig names a current context"):
+        find_access(None)
+    path.write_text("hello")
+    with pytest.raises(UsageError, match="is no kubeconfig: found a str"):
+        find_access(None)
+
+
+def test_the_line_end_of_a_token_is_no_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = kubeconfig(tmp_path / "config", "https://one:1", token="secret\n")
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    assert find_access(None).authorization() == "Bearer secret"
+
+
+@pytest.mark.parametrize(
+    "printed",
+    [
+        "hello",
+        '{"status": null}',
+        '{"status": "x"}',
+        '{"status": {"token": "t", "expirationTimestamp": "soon"}}',
+    ],
+)
+def test_a_program_that_does_not_sign_in_is_exit_5(
+    server: tuple[FakeApi, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str
+) -> None:
+    plugin = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "command": "echo",
+        "args": [printed],
+    }
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "config", server[1], exec=plugin)))
+    with pytest.raises(BackendError, match="user ada: `echo` gave no credential"):
+        Client(find_access(None)).list("v1", "Pod")
 
 
 def test_an_expired_token_is_exit_5_with_what_to_do(
@@ -274,6 +359,37 @@ def test_the_same_plan_twice_changes_nothing_and_another_is_refused(
     with pytest.raises(UsageError, match="exists already with another plan") as caught:
         submit(client, job_manifests(retries=7))
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("labels", [{}, {"parctl.dev/run": "another"}])
+@pytest.mark.parametrize(
+    "path", ["/api/v1/{}/configmaps/a-run-plan", "/apis/batch/v1/{}/jobs/a-run"]
+)
+def test_an_object_of_somebody_else_is_left_as_it_is(
+    server: tuple[FakeApi, str], client: Client, path: str, labels: dict[str, str]
+) -> None:
+    name = path.rsplit("/", 1)[1]
+    metadata = {"name": name, "namespace": "team-a", "labels": labels}
+    server[0].put(path.format("namespaces/team-a"), {"metadata": metadata, "data": {}})
+    before = json.dumps(server[0].objects)
+
+    for send in (submit, check):
+        with pytest.raises(UsageError, match=f"`{name}` already, which is"):
+            send(client, job_manifests())
+
+    assert json.dumps(server[0].objects) == before
+
+
+def test_what_was_refused_is_not_taken_back(server: tuple[FakeApi, str], client: Client) -> None:
+    """It may belong to a launch of the same name that was a little faster."""
+    server[0].refuse = lambda method, path: (
+        (422, {"reason": "Invalid", "message": "field is immutable"})
+        if method == "PATCH" and "/configmaps/" in path
+        else None
+    )
+    with pytest.raises(UsageError, match="field is immutable"):
+        submit(client, job_manifests())
+    assert "DELETE" not in [method for method, _ in server[0].asked]
 
 
 def test_half_a_submission_is_taken_back(server: tuple[FakeApi, str], client: Client) -> None:

@@ -93,6 +93,28 @@ def test_a_user_with_these_rights_and_no_others_can_launch(
     assert here.log(0)[-1] == "hello"
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "content"),
+    [
+        ("ConfigMap", "probe-1-plan", {"data": {"mine": "yes"}}),
+        ("Service", "probe-1", {"spec": {"ports": [{"port": 80}]}}),
+    ],
+)
+def test_an_object_of_somebody_else_is_left_as_it_is(
+    here: Here, kind: str, name: str, content: Object
+) -> None:
+    metadata = {"name": name, "namespace": here.namespace}
+    theirs = {"apiVersion": "v1", "kind": kind, "metadata": metadata, **content}
+    here.cluster.api.apply(theirs)
+    before = here.cluster.api.get(kind, name, here.namespace)
+
+    error = refused(here, "launch.kubernetes.kind=job")
+
+    assert isinstance(error, UsageError)
+    assert f"{kind} `{name}` already, which is no part of a run" in str(error)
+    assert here.cluster.api.get(kind, name, here.namespace) == before
+
+
 def test_a_token_that_the_server_does_not_accept(
     here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
