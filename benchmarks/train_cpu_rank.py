@@ -98,7 +98,7 @@ def fully_shard_llama(precision: str, directory: Path) -> Step:
 
 
 def accelerate_fsdp(precision: str, directory: Path) -> Step:
-    """FSDP2 of accelerate, which on a CPU takes DDP in its place unless its state says otherwise."""
+    """FSDP2 of accelerate, which on a CPU takes DDP in its place if its state is left alone."""
     accelerate = importlib.import_module("accelerate")
     plugin = accelerate.utils.FullyShardedDataParallelPlugin(
         fsdp_version=2,
@@ -115,12 +115,14 @@ def accelerate_fsdp(precision: str, directory: Path) -> Step:
     accelerator.state.fsdp_plugin = plugin
     model = hugging_face()
     model, optimizer = accelerator.prepare(model, adamw(model))
-    assert isinstance(model, FSDPModule), type(model)
+    if not isinstance(model, FSDPModule):
+        raise TypeError(f"accelerate made a {type(model).__name__}")
+    sharded: Any = model
 
     def step(tokens: Tensor, targets: Tensor) -> None:
         optimizer.zero_grad()
-        accelerator.backward(mean_loss(model(input_ids=tokens).logits, targets))
-        accelerator.clip_grad_norm_(model.parameters(), MAX_NORM)
+        accelerator.backward(mean_loss(sharded(input_ids=tokens).logits, targets))
+        accelerator.clip_grad_norm_(sharded.parameters(), MAX_NORM)
         optimizer.step()
 
     return step

@@ -85,8 +85,9 @@ def launch(
                 print_document(document, output)
             return 0
         if dry_run_server:
-            check_on_server(owner, manifests)
-            note("the cluster would accept it; nothing was created")
+            whole = check_on_server(owner, manifests)
+            but = "" if whole else ", as far as can be told: you may not make pods, even to try"
+            note(f"the cluster would accept it{but}; nothing was created")
             return 0
         for sentence in manifests.plan.recipe.notes:
             note(sentence)

@@ -45,8 +45,18 @@ COMMANDS = {
 }
 
 
+class ReaderGoneError(Exception):
+    """Whoever read our output has left. Of the system's own error Typer would make exit 1."""
+
+
 class LazyGroup(TyperGroup):
     """A command group that imports a command's file when the command is asked for."""
+
+    def invoke(self, ctx: "Context") -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ReaderGoneError from error
 
     def list_commands(self, ctx: "Context") -> list[str]:
         return list(COMMANDS)
@@ -123,7 +133,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     gc.set_threshold(50_000)
     try:
         code = run(words or ["--help"])
-    except BrokenPipeError:
+    except (BrokenPipeError, ReaderGoneError):
         # the reader of our stdout has gone (`parctl list | head`); nothing more can be said there
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
@@ -136,7 +146,7 @@ def run(words: list[str]) -> int:
     try:
         result: Any = command.main(words, prog_name="parctl", standalone_mode=False)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except (BrokenPipeError, ReaderGoneError):
         raise
     except ParctlError as error:
         return _fail(error, error.message, error.hint, error.exit_code)

@@ -78,8 +78,11 @@ def prepared_launch(
         yield Prepared(backend=owner, manifests=owner.render(plan, chosen_id, topology))
 
 
-def check_on_server(backend: Backend, manifests: Manifests) -> None:
-    """Have the cluster validate what would be submitted. UsageError: only Kubernetes can."""
+def check_on_server(backend: Backend, manifests: Manifests) -> bool:
+    """Have the cluster validate what would be submitted. UsageError: only Kubernetes can.
+
+    False: but for the pods, which who launches may not make.
+    """
     from parctl.launcher.kubernetes.backend import KubernetesBackend
 
     if not isinstance(backend, KubernetesBackend):
@@ -87,7 +90,7 @@ def check_on_server(backend: Backend, manifests: Manifests) -> None:
             f"--dry-run-server asks a Kubernetes cluster, and this run goes to {manifests.backend}",
             hint="`--dry-run` prints what would be submitted anywhere",
         )
-    backend.check(manifests)
+    return backend.check(manifests)
 
 
 def check_plan(plan: Plan, *, force: bool) -> None:

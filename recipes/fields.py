@@ -19,7 +19,8 @@ Positive = Annotated[float, Field(gt=0, le=1e12)]
 NotNegative = Annotated[float, Field(ge=0, le=1e12)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
-VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+VariableName = Annotated[str, Field(pattern=VARIABLE)]
 # The loader keeps the text as written, so that `007` and `true` need no quotes.
 VariableText = Annotated[
     str, Field(max_length=32768), WithJsonSchema({"type": ["string", "number", "boolean", "null"]})

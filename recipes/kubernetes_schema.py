@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from parctl.recipes.fields import Fields, Text, ZeroOrMore
+from parctl.recipes.fields import Fields
 from parctl.recipes.kubernetes_spec import (
     Kind,
     KubernetesSpec,
+    PatchKind,
     Recovery,
     TolerationSpec,
     VolumeSpec,
@@ -26,6 +27,11 @@ Label = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 LabelKey = Annotated[str, Field(pattern=LABEL_KEY)]
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
 AbsolutePath = Annotated[str, Field(pattern=r"^/[^:]*$")]
+InnerPath = Annotated[str, Field(pattern=r"^[^/].*$", max_length=4096)]
+Image = Annotated[str, Field(pattern=r"^[^\s]+$", max_length=4096)]
+# an extended resource: those of Kubernetes itself have no domain
+RESOURCE = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+Resource = Annotated[str, Field(pattern=RESOURCE)]
 SOURCES = ("claim", "host_path", "config_map", "secret", "empty")
 
 
@@ -45,7 +51,7 @@ class VolumeFields(Fields):
         default=None, description="size of a folder that lives as long as the pod", examples=["9Gi"]
     )
     read_only: bool = Field(default=False, description="no pod writes to it", examples=[True])
-    sub_path: Text | None = Field(
+    sub_path: InnerPath | None = Field(
         default=None, description="folder inside the volume", examples=["team-a"]
     )
 
@@ -85,12 +91,12 @@ class KubernetesFields(Fields):
         description="who restarts: the cluster's own controllers, or a coordinator pod of the run",
         examples=["coordinator"],
     )
-    agent_image: Text | None = Field(
+    agent_image: Image | None = Field(
         default=None,
         description="an image with parctl, copied into pods whose `launch.image` has none",
         examples=["parctl:1"],
     )
-    gpu_resource: LabelKey = Field(
+    gpu_resource: Resource = Field(
         default="nvidia.com/gpu", description="extended resource", examples=["amd.com/gpu"]
     )
     cpu: Quantity | None = Field(
@@ -105,7 +111,7 @@ class KubernetesFields(Fields):
     host_network: bool = Field(
         default=False, description="use the node's own network", examples=[True]
     )
-    rdma: dict[LabelKey, Annotated[int, Field(ge=1, le=64)]] = Field(
+    rdma: dict[Resource, Annotated[int, Field(ge=1, le=64)]] = Field(
         default={},
         description="extended resources of the fast network, per pod",
         examples=[{"rdma/hca_shared_devices_a": 1}],
@@ -137,7 +143,7 @@ class KubernetesFields(Fields):
     service_account: Name | None = Field(
         default=None, description="of the pods; default: the namespace's", examples=["trainer"]
     )
-    pull_secrets: ZeroOrMore = Field(
+    pull_secrets: list[Name] = Field(
         default=[], description="Secrets that open the registry", examples=[["registry"]]
     )
     network_policy: bool = Field(
@@ -168,7 +174,7 @@ class KubernetesFields(Fields):
         description="seconds until pods leave a node that does not answer",
         examples=[60.0],
     )
-    patch: dict[Text, dict[str, Any]] = Field(
+    patch: dict[PatchKind, dict[str, Any]] = Field(
         default={},
         description="JSON merge patch by kind of object, `Pod` for the pods; the last resort",
         examples=[{"Pod": {"spec": {"schedulerName": "volcano"}}}],
@@ -179,6 +185,16 @@ def build_kubernetes(fields: KubernetesFields | None, context: "Context") -> Kub
     """Turn checked fields into the spec; None when the recipe says nothing."""
     if fields is None:
         return None
+    if fields.gpu_resource in fields.rdma:
+        path = f"launch.kubernetes.rdma.{fields.gpu_resource}"
+        context.fault(path, "these are the GPUs, which the plan counts", "leave it out")
+    mounts = [volume.mount.rstrip("/") for volume in fields.volumes.values()]
+    for name, volume in fields.volumes.items():
+        if mounts.count(volume.mount.rstrip("/")) > 1:
+            path = f"launch.kubernetes.volumes.{name}.mount"
+            context.fault(path, f"{volume.mount} has several volumes", "one place for each")
+    for number, each in enumerate(fields.tolerations):
+        _check_toleration(each, f"launch.kubernetes.tolerations[{number}]", context)
     values = {name: getattr(fields, name) for name in KubernetesFields.model_fields}
     return KubernetesSpec(
         **values
@@ -205,7 +221,18 @@ def _volume(fields: VolumeFields, path: str, context: "Context") -> VolumeSpec:
         context.fault(
             f"{path}.mount", f"{fields.mount} is used by parctl itself", "choose another place"
         )
+    if fields.sub_path is not None and ".." in fields.sub_path.split("/"):
+        context.fault(f"{path}.sub_path", "`..` leads out of the volume", "a folder inside of it")
     return VolumeSpec(**fields.model_dump())
+
+
+def _check_toleration(fields: TolerationFields, path: str, context: "Context") -> None:
+    if fields.operator == "Exists" and fields.value is not None:
+        context.fault(path, "`Exists` asks for no value", "leave out `value`, or use `Equal`")
+    if fields.key is None and (fields.operator == "Equal" or fields.value is not None):
+        context.fault(path, "a value without a `key` is no taint's", "add `key: dedicated`")
+    if fields.seconds is not None and fields.effect != "NoExecute":
+        context.fault(path, "`seconds` counts for NoExecute alone", "add `effect: NoExecute`")
 
 
 def _toleration(fields: TolerationFields) -> TolerationSpec:

@@ -6,6 +6,20 @@ from typing import Any, Literal
 
 Kind = Literal["auto", "jobset", "job", "rayjob", "leaderworkerset"]
 Recovery = Literal["native", "coordinator"]
+# `Pod` is the template of all of them
+PatchKind = Literal[
+    "Pod",
+    "Job",
+    "JobSet",
+    "RayJob",
+    "LeaderWorkerSet",
+    "ConfigMap",
+    "Service",
+    "NetworkPolicy",
+    "ServiceAccount",
+    "Role",
+    "RoleBinding",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from parctl.recipes.fields import Environment, Fields, Positive, Text, VariableName
-from parctl.recipes.kubernetes_schema import KubernetesFields
+from parctl.recipes.kubernetes_schema import Image, KubernetesFields, Name
 from parctl.recipes.ray_schema import RayFields
+
+Queue = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$")]
 
 
 class SecretFields(Fields):
@@ -18,10 +20,12 @@ class SecretFields(Fields):
     from_env: VariableName | None = Field(
         default=None, description="variable of the launching shell", examples=["HF_TOKEN"]
     )
-    secret: Text | None = Field(
+    secret: Name | None = Field(
         default=None, description="Kubernetes Secret", examples=["hugging-face"]
     )
-    key: Text | None = Field(default=None, description="key in that Secret", examples=["token"])
+    key: Annotated[str, Field(pattern=r"^[-._A-Za-z0-9]+$")] | None = Field(
+        default=None, description="key in that Secret", examples=["token"]
+    )
 
 
 class LaunchFields(Fields):
@@ -33,8 +37,8 @@ class LaunchFields(Fields):
     retries: Annotated[int, Field(ge=0, le=1000)] = Field(
         default=0, description="restarts after a failure", examples=[3]
     )
-    queue: Text | None = Field(default=None, description="of Kueue", examples=["research"])
-    image: Text | None = Field(default=None, description="container image", examples=["parctl:1"])
+    queue: Queue | None = Field(default=None, description="of Kueue", examples=["research"])
+    image: Image | None = Field(default=None, description="container image", examples=["parctl:1"])
     env: Environment = Field(
         default={}, description="variables of every rank", examples=[{"NCCL_DEBUG": "WARN"}]
     )

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from parctl.recipes.faults import Fault, did_you_mean, listed, nearest
-from parctl.recipes.fields import Fields
+from parctl.recipes.fields import VARIABLE, Fields
 
 _TYPES = {
     "int": "a whole number",
@@ -61,9 +61,14 @@ def _fault(detail: Mapping[str, Any], schema: type[BaseModel]) -> Fault:
             message = f"found the key `{steps[-1]}`, expected {detail['ctx']['expected']}"
             hint = _example(steps[-2], field, "for example ")
             return Fault(path=path, message=message, hint=hint, at_key=True)
-        shown = show(steps[-1])
-        message = f"found {shown}, expected a name of letters, digits and underscores"
-        return Fault(path=path, message=message, hint="for example `HF_TOKEN`", at_key=True)
+        pattern = (detail.get("ctx") or {}).get("pattern")
+        if pattern == VARIABLE:
+            expected, hint = "a name of letters, digits and underscores", "for example `HF_TOKEN`"
+        else:
+            expected = f"a name that matches {pattern}"
+            hint = _example(steps[-2], field, "for example ")
+        message = f"found the key {show(steps[-1])}, expected {expected}"
+        return Fault(path=path, message=message, hint=hint, at_key=True)
     named = [step for step in steps if not step.isdecimal()]  # an item has its list's example
     hint = _example(named[-1] if named else "", field, "for example ")
     context = detail.get("ctx", {})

@@ -5,6 +5,7 @@ So every command works from any shell that has the kubeconfig.
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -40,6 +41,7 @@ from parctl.recipes.kubernetes_spec import KubernetesSpec
 from parctl.recipes.spec import Recipe
 from parctl.topology.model import Topology
 
+NAMESPACE = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 JOBSET = ("jobset.x-k8s.io/v1alpha2", "JobSet")
 
 
@@ -93,9 +95,12 @@ class KubernetesBackend:
     def submit(self, manifests: Manifests) -> RunRef:
         return submit(self.client, manifests)
 
-    def check(self, manifests: Manifests) -> None:
-        """Have the cluster validate what would be submitted. Raises what it would refuse with."""
-        check(self.client, manifests)
+    def check(self, manifests: Manifests) -> bool:
+        """Have the cluster validate what would be submitted. Raises what it would refuse with.
+
+        False: but for the pods, which who launches may not make.
+        """
+        return check(self.client, manifests)
 
     def status(self, run_id: str) -> RunStatus:
         run = self._run(run_id)
@@ -167,7 +172,13 @@ class KubernetesBackend:
     def _namespace(self) -> str | None:
         """Flag and environment first, then the recipe, then the context of parctl."""
         given = os.environ.get("PARCTL_NAMESPACE")
-        return given or self._recipe_namespace or self._context.namespace
+        name = given or self._recipe_namespace or self._context.namespace
+        if name is not None and not re.fullmatch(NAMESPACE, name):
+            raise UsageError(
+                f"`{name}` is no name of a namespace",
+                hint="at most 63 lower-case letters, digits and dashes",
+            )
+        return name
 
     def _default_namespace(self) -> str:
         """The kubeconfig's, where there is one: rendering needs no cluster."""

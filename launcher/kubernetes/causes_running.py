@@ -6,9 +6,10 @@ from parctl.launcher.backend import State
 from parctl.launcher.kubernetes import names
 from parctl.launcher.kubernetes.causes import Cause, pod_name
 from parctl.launcher.kubernetes.facts import Facts
-from parctl.launcher.kubernetes.objects import annotation_of, phase_of
+from parctl.launcher.kubernetes.objects import annotation_of, created_unix, phase_of
 from parctl.launcher.kubernetes.state import status_of
 
+MEET_S = 30.0  # for the agents of new pods to find each other
 SILENT_S = 600.0  # a training run that logs nothing for so long is worth a look
 
 
@@ -23,7 +24,9 @@ def running_causes(facts: Facts) -> Sequence[Cause]:
     if coordinator:
         return coordinator
     wanted = int(annotation_of(facts.run.workload, names.NUM_PODS) or 1)
-    if report is not None and report.reason and len(running) >= wanted and not report.ranks:
+    newest_s = facts.now_unix - max(created_unix(pod) for pod in running)
+    apart = report is not None and len(running) >= wanted and not report.ranks
+    if report is not None and report.reason and apart and newest_s > MEET_S:
         return [
             Cause(
                 sentence=f"all pods run, but do not find each other: {report.reason}",

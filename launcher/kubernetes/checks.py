@@ -9,9 +9,17 @@ from parctl.planner.plan import Plan
 from parctl.recipes.kubernetes_spec import KubernetesSpec
 
 
-def check_plan(plan: Plan, spec: KubernetesSpec) -> None:
-    """Raise UsageError or CannotPlaceError for what cannot work."""
+def check_plan(plan: Plan, spec: KubernetesSpec, *, keeps_together: bool) -> None:
+    """Raise UsageError or CannotPlaceError for what cannot work.
+
+    `keeps_together`: something will see to `topology`.
+    """
     _check_even(plan)
+    if spec.topology is not None and not keeps_together:
+        raise UsageError(
+            f"launch.kubernetes.topology = {spec.topology}, and no queue would see to it",
+            hint="set `launch.queue` to a LocalQueue of Kueue's, or use `node_selector`",
+        )
     if spec.kind == "leaderworkerset":
         check_group(plan, spec)
     if spec.kind == "rayjob" and spec.recovery == "coordinator":

@@ -82,6 +82,8 @@ def ask_plugin(plugin: Mapping[str, Any], *, user: str, server: str, ca: str | N
 def _credential(status: Mapping[str, Any], who: str) -> Credential:
     token, expires = status.get("token"), status.get("expirationTimestamp")
     certificate, key = status.get("clientCertificateData"), status.get("clientKeyData")
+    if not token and not (certificate and key):
+        raise ValueError("neither a token nor a certificate with its key")
     return Credential(
         token=checked_token(token, f"{who}: its token") if token else None,
         certificate=f"{certificate}\n{key}" if certificate and key else None,

@@ -42,18 +42,23 @@ class NodePipe:
             self.send({"beat": 1})
 
     def news(self) -> Iterator[dict[str, Any]]:
-        """Yield what it has said since; at its end, with which code it left."""
-        while self.alive:
-            try:
-                data = os.read(self.output.fileno(), 1 << 20)
-            except BlockingIOError:
-                return
-            if not data:
-                self.alive = False
-                yield {"gone": self._process.wait()}
-                return
-            *lines, self._partial = (self._partial + data).split(b"\n")
-            yield from (json.loads(line) for line in lines)
+        """Yield what it has said since, a piece of it; at its end, with which code it left.
+
+        Ranks may write faster than anybody prints: the rest waits in the pipe, and who asks has
+        time for the leader in between.
+        """
+        if not self.alive:
+            return
+        try:
+            data = os.read(self.output.fileno(), 1 << 20)
+        except BlockingIOError:
+            return
+        if not data:
+            self.alive = False
+            yield {"gone": self._process.wait()}
+            return
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        yield from (json.loads(line) for line in lines)
 
     def dismiss(self) -> None:
         """End it, and wait until it has put its ranks in order."""

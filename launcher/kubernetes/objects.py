@@ -1,6 +1,6 @@
 """The objects of a run as the cluster has them: found by label, read once, judged elsewhere."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -48,33 +48,38 @@ class RunObjects:
 
 def find_workload(client: Client, run_id: str) -> Object | None:
     """The object that stands for the run."""
-    for api, kind in WORKLOADS:
-        try:
-            found = client.get(api, kind, run_id)
-        except ApiError as error:
-            if _may_be_closed(kind, error):
-                continue
-            raise
-        if found is not None and label_of(found, names.RUN) == run_id:
-            return found
-    return None
+
+    def get(api: str, kind: str) -> list[Object]:
+        found = client.get(api, kind, run_id)
+        return [found] if found is not None and label_of(found, names.RUN) == run_id else []
+
+    return next(_of_readable_kinds(get), None)
 
 
 def list_workloads(client: Client, *, owner: str | None, everywhere: bool = False) -> list[Object]:
     labels = WORKLOAD_LABEL + (f",{names.OWNER}={owner}" if owner else "")
-    found: list[Object] = []
+    return list(
+        _of_readable_kinds(
+            lambda api, kind: client.list(api, kind, labels=labels, everywhere=everywhere) or []
+        )
+    )
+
+
+def _of_readable_kinds(read: Callable[[str, str], list[Object]]) -> Iterator[Object]:
+    """Ask for one kind of workload after the other; who may not read a kind has none of it.
+
+    Raises ApiError where Jobs and JobSets are both closed.
+    """
+    refusals = []
     for api, kind in WORKLOADS:
         try:
-            found += client.list(api, kind, labels=labels, everywhere=everywhere) or []
+            yield from read(api, kind)
         except ApiError as error:
-            if not _may_be_closed(kind, error):
+            if error.code != FORBIDDEN:
                 raise
-    return found
-
-
-def _may_be_closed(kind: str, error: ApiError) -> bool:
-    """Whoever may not read these has none: few accounts need that right."""
-    return kind in ("RayJob", LEADER_WORKER_SET) and error.code == FORBIDDEN
+            refusals += [error] if kind in ("Job", "JobSet") else []
+    if len(refusals) > 1:
+        raise refusals[0]
 
 
 def read_run(client: Client, run_id: str) -> RunObjects | None:

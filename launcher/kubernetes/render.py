@@ -13,9 +13,7 @@ The workload comes last, so that pods find what they mount.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from parctl.errors import UsageError
 from parctl.launcher.backend import Manifests
@@ -35,6 +33,7 @@ from parctl.launcher.kubernetes.leader_worker_set import (
     may_be_group,
 )
 from parctl.launcher.kubernetes.names import Object
+from parctl.launcher.kubernetes.patch import patched, patched_pod, unused
 from parctl.launcher.kubernetes.payload import WORKDIR, pack
 from parctl.launcher.kubernetes.placement import topology_request
 from parctl.launcher.kubernetes.pod_template import pod_spec
@@ -75,8 +74,10 @@ def render(plan: Plan, run_id: str, target: Target) -> Manifests:
     """Return every object of a run. UsageError, CannotPlaceError: it cannot run on Kubernetes."""
     run_id = check_run_id(run_id)
     spec = plan.recipe.launch.kubernetes or KubernetesSpec()
-    check_plan(plan, spec)
     shape = shape_of(plan, spec, target)
+    queue = plan.recipe.launch.queue or target.queue
+    # a LeaderWorkerSet keeps its pods together by itself
+    check_plan(plan, spec, keeps_together=bool(queue) or shape == "leaderworkerset")
     maps = pack(_files(plan, spec, target, shape, run_id))
     payload = [f"{run_id}-plan" + (f"-{number}" if number else "") for number in range(len(maps))]
     objects: list[Object] = [
@@ -110,6 +111,7 @@ def render(plan: Plan, run_id: str, target: Target) -> Manifests:
         documents=tuple(_finished(each, plan, spec, run_id, target) for each in objects),
         notes=(
             *privileged_choices(spec),
+            *unused(spec.patch, {each["kind"] for each in objects}),
             *(group_notes(plan) if shape == "leaderworkerset" else ()),
             *endpoint_notes(plan, run_id, target.namespace, has_service=has_endpoint),
         ),
@@ -151,7 +153,7 @@ def _workload(
         request = topology_request(plan, spec, target.topology)
         if request:
             template["metadata"]["annotations"] = request
-    template = merge_patch(template, spec.patch.get("Pod", {}))
+    template = patched_pod(template, spec.patch)
     if shape == "rayjob":
         result = rayjob(plan, spec, run_id, template)
     elif shape == "leaderworkerset":
@@ -193,8 +195,7 @@ def _finished(
         },
     }
     result |= {key: value for key, value in each.items() if key not in result}
-    patched: Object = merge_patch(result, spec.patch.get(each["kind"], {}))
-    return patched
+    return patched(result, spec.patch)
 
 
 def _labels(plan: Plan, run_id: str, target: Target) -> dict[str, str]:
@@ -208,19 +209,6 @@ def _labels(plan: Plan, run_id: str, target: Target) -> dict[str, str]:
         names.RUN: run_id,
     }
     return labels | ({names.OWNER: label_value(target.owner)} if target.owner else {})
-
-
-def merge_patch(value: Any, patch: Any) -> Any:
-    """Apply a JSON merge patch (RFC 7386): mappings are merged, null removes, the rest replaces."""
-    if not isinstance(patch, Mapping):
-        return patch
-    result = dict(value) if isinstance(value, Mapping) else {}
-    for key, change in patch.items():
-        if change is None:
-            result.pop(key, None)
-        else:
-            result[key] = merge_patch(result.get(key), change)
-    return result
 
 
 def _files(

@@ -11,6 +11,7 @@ from parctl.launcher.kubernetes.leader_worker_set import LEADER_WORKER_SET
 from parctl.launcher.kubernetes.names import Object
 from parctl.launcher.kubernetes.objects import (
     RunObjects,
+    annotation_of,
     find_workload,
     index_of,
     kueue_api,
@@ -47,7 +48,8 @@ def cancel_run(client: Client, run: RunObjects, *, grace_s: float | None) -> Non
     # a set has no word for being suspended, and keeps nothing when it is to have no group
     is_set = workload["kind"] == LEADER_WORKER_SET
     change["spec"] = {"replicas": 0} if is_set else {"suspend": True}
-    client.delete("batch/v1", "Job", names.coordinator_name(name))
+    if annotation_of(workload, names.RECOVERY) == "coordinator":
+        client.delete("batch/v1", "Job", names.coordinator_name(name))
     client.patch(workload["apiVersion"], workload["kind"], name, change)
     _evict(client, workload)
     pods = _living(client, name)

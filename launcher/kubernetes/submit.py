@@ -12,7 +12,8 @@ from parctl.launcher.backend import Manifests, RunRef
 from parctl.launcher.kubernetes import names
 from parctl.launcher.kubernetes.client import ApiError, Client
 from parctl.launcher.kubernetes.names import Object
-from parctl.launcher.kubernetes.objects import annotation_of, find_workload, label_of
+from parctl.launcher.kubernetes.objects import annotation_of, find_workload
+from parctl.launcher.kubernetes.preconditions import refuse_taken, refuse_unknown_queue, try_pod
 
 FORBIDDEN, NOT_FOUND, CONFLICT, SERVER_FAILED = 403, 404, 409, 500
 
@@ -27,7 +28,8 @@ def submit(client: Client, manifests: Manifests) -> RunRef:
                 hint="choose another `--run-id`, or delete that run",
             )
         return RunRef(run_id=manifests.run_id, backend="kubernetes", created=False)
-    refuse_taken(client, manifests)
+    refuse_unknown_queue(client, manifests)
+    take_back(client, refuse_taken(client, manifests))
     sent: list[Mapping[str, Any]] = []
     try:
         for document in manifests.documents:
@@ -41,35 +43,20 @@ def submit(client: Client, manifests: Manifests) -> RunRef:
     return RunRef(run_id=manifests.run_id, backend="kubernetes", created=True)
 
 
-def check(client: Client, manifests: Manifests) -> None:
-    """Have the cluster validate every object: quotas, webhooks, policies and rights included."""
-    refuse_taken(client, manifests)
+def check(client: Client, manifests: Manifests) -> bool:
+    """Have the cluster validate every object: quotas, webhooks, policies and rights included.
+
+    False: but for a pod, which who launches may not make.
+    """
+    refuse_unknown_queue(client, manifests)
+    if find_workload(client, manifests.run_id) is None:
+        refuse_taken(client, manifests)
     for document in manifests.documents:
         apply(client, document, dry_run=True)
-
-
-def refuse_taken(client: Client, manifests: Manifests) -> None:
-    """Refuse names that objects of others have: applying would change them, and own them.
-
-    Asked for as lists of one, since who may launch may list each of these kinds, but not get it.
-    """
-    for document in manifests.documents:
-        kind, metadata = document["kind"], document["metadata"]
-        found = client.list(
-            document["apiVersion"],
-            kind,
-            fields=f"metadata.name={metadata['name']}",
-            namespace=metadata.get("namespace"),
-        )
-        for each in found or ():
-            run = label_of(each, names.RUN)
-            if run != manifests.run_id:
-                whose = f"of run `{run}`" if run else "no part of a run"
-                raise UsageError(
-                    f"namespace {each['metadata']['namespace']} has a {kind}"
-                    f" `{metadata['name']}` already, which is {whose}",
-                    hint="choose another `--run-id`: objects of others are not touched",
-                )
+    try:
+        return try_pod(client, manifests)
+    except ApiError as error:
+        raise _refused(error, "a pod of the run", manifests.documents[-1]) from error
 
 
 def apply(client: Client, document: Mapping[str, Any], *, dry_run: bool = False) -> Object:
@@ -126,6 +113,11 @@ def _refused(error: ApiError, name: str, document: Mapping[str, Any]) -> Backend
         )
     if "admission webhook" in said:
         return UsageError(f"{name} is refused by an admission webhook: {said}")
+    if document["kind"] == "ConfigMap" and "immutable" in said:
+        return UsageError(
+            f"{name} is there already: the run was launched with another plan a moment ago",
+            hint="choose another `--run-id`",
+        )
     if error.code in (400, 422, CONFLICT):
         return UsageError(
             f"{name} is not valid for this cluster: {said}",

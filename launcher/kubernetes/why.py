@@ -42,14 +42,15 @@ def diagnose(facts: Facts) -> Diagnosis:
     state = status_of(facts.run, facts.report, server="").state
     if not causes:
         causes = [Cause(sentence=_plain(state, facts), fix=None)]
-    first, rest = causes[0], causes[1:]
+    first = causes[0]
+    rest = dict.fromkeys(each.sentence for each in causes if each.sentence != first.sentence)
     history = facts.report.history if facts.report else ()
     return Diagnosis(
         sentence=first.sentence,
         fix=first.fix,
         evidence=(
             *first.evidence,
-            *(f"also: {cause.sentence}" for cause in rest[:5]),
+            *(f"also: {sentence}" for sentence in list(rest)[:5]),
             *history,
             *(f"not read: {each}" for each in facts.unread),
             f"looked at: {facts.looked_at}",
@@ -61,6 +62,8 @@ def _plain(state: State, facts: Facts) -> str:
     verdict = facts.report.verdict if facts.report else None
     if state is State.RESTARTING and verdict is not None:
         return f"the run starts again, since {verdict.sentence}"
+    if state is State.RESTARTING:
+        return "the run starts again: a pod of it ended, and the new one is coming up"
     if state is State.PENDING:
         return "the run waits, and nothing in the cluster says why: are its controllers running?"
     return f"the run is {state}"

@@ -106,7 +106,8 @@ class NodeProcess:
         fd = self._starter.fd if self._starter else None
         if fd is not None:
             self._children.watch(fd)
-        exits = self._children.wait(TICK_S)
+        behind = any(tail.has_more for tail in self._tails.values())
+        exits = self._children.wait(0.0 if behind else TICK_S)
         if fd is not None:
             self._children.unwatch(fd)
         self._note_started()
@@ -358,9 +359,9 @@ class NodeProcess:
         """Send what the ranks have written since, or what one of them has."""
         tails = self._tails if rank is None else {rank: self._tails[rank]}
         final = last or rank is not None
-        lines = [(number, text) for number, tail in tails.items() for text in tail.lines(final)]
-        if lines:
-            self._tell(lines=lines)
+        for number, tail in tails.items():
+            for piece in tail.pieces(final):
+                self._tell(lines=[(number, text) for text in piece])
         if self._leads and (rows := list(self._metrics.lines())):
             self._tell(metrics=rows)
 

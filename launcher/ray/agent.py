@@ -26,6 +26,8 @@ from parctl.launcher.ray.run_files import run_directory
 
 NEEDED = ("torch", "numpy")  # of parctl's own runtime
 DEATH_S = 5.0
+MOST_NEWS = 64  # messages that wait for the driver; one with lines of a rank has 256 KiB at most
+PATIENCE_S = 10.0  # the driver may have gone; the node process is not to be stuck for ever
 
 
 class Agent:
@@ -76,6 +78,7 @@ class Agent:
             self._arrived.wait_for(lambda: self._news or self._gone, timeout_s)
             news = [json.loads(line) for line in self._news]
             self._news.clear()
+            self._arrived.notify_all()
         if self._gone:
             news.append({"gone": self._end_of_process()})
         return news
@@ -143,15 +146,20 @@ class Agent:
                 pass
 
     def _read(self) -> None:
-        """Take the node process's words at once: it must never wait for a slow driver."""
+        """Take the node process's words at once, as long as the driver asks for them.
+
+        Past MOST_NEWS the node process has to wait: ranks may write faster than a driver prints,
+        and what they write is kept in their files anyhow.
+        """
         assert self._process and self._process.stdout
         for line in self._process.stdout:
             with self._arrived:
+                self._arrived.wait_for(lambda: len(self._news) < MOST_NEWS, PATIENCE_S)
                 self._news.append(line.decode())
-                self._arrived.notify()
+                self._arrived.notify_all()
         with self._arrived:
             self._gone = True
-            self._arrived.notify()
+            self._arrived.notify_all()
 
     def _end_of_process(self) -> int:
         """Wait for the node process's end, and end what it left."""

@@ -387,7 +387,7 @@ def test_what_was_refused_is_not_taken_back(server: tuple[FakeApi, str], client:
         if method == "PATCH" and "/configmaps/" in path
         else None
     )
-    with pytest.raises(UsageError, match="field is immutable"):
+    with pytest.raises(UsageError, match="launched with another plan a moment ago"):
         submit(client, job_manifests())
     assert "DELETE" not in [method for method, _ in server[0].asked]
 

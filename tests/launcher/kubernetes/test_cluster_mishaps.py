@@ -94,3 +94,13 @@ def test_a_rank_that_stops_is_named_by_those_that_wait_for_it(here: Here) -> Non
     assert "it is stopped (SIGSTOP)" in ended.verdict.sentence
     assert f"node {victim.node}" in ended.verdict.sentence
     assert time.monotonic() - began < 60
+
+
+def test_a_rank_that_floods_its_log_takes_no_memory_for_it(here: Here) -> None:
+    """What the pod's log keeps of it is the kubelet's business, which turns it over at 10 MiB."""
+    flood = "import sys; sys.stdout.write(('x' * 99 + '\\n') * 500_000)"
+    recipe = here.recipe(["python3", "-S", "-c", flood], kubernetes={"memory": "300Mi"})
+
+    here.launch(recipe)
+
+    assert here.ended().state is State.SUCCEEDED

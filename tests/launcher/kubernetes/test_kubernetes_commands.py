@@ -152,8 +152,57 @@ def test_a_server_side_dry_run_creates_nothing(
     assert run(words) == 0
     assert api.objects == {}
     applied = [path for method, path in api.asked if method == "PATCH"]
-    assert len(applied) == 4 and all("dryRun=All" in path for path in applied)
+    assert len(applied) == 5 and all("dryRun=All" in path for path in applied)
+    assert "/pods/" in applied[-1]  # which the workload's own dry run does not make
     assert "nothing was created" in capsys.readouterr().err
+
+
+def test_who_may_not_make_pods_is_told_that_none_was_tried(
+    api: FakeApi, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = 'pods "x" is forbidden: User "ada" cannot patch resource "pods" in API group ""'
+    api.refuse = lambda method, path: (
+        (403, {"reason": "Forbidden", "message": said}) if "/pods/" in path else None
+    )
+    assert run(["launch", recipe, "--cluster", "h100:2x2", "--dry-run-server"]) == 0
+    assert "as far as can be told" in capsys.readouterr().err
+
+
+def test_a_pod_that_would_be_refused_is_exit_2(
+    api: FakeApi, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = 'pods "x" is forbidden: exceeded quota: q, requested: pods=1, used: pods=0'
+    api.refuse = lambda method, path: (
+        (403, {"reason": "Forbidden", "message": said}) if "/pods/" in path else None
+    )
+    assert run(["launch", recipe, "--cluster", "h100:2x2", "--dry-run-server"]) == 2
+    assert "a pod of the run is refused by a quota" in capsys.readouterr().err
+
+
+def test_later_commands_are_told_the_flags_of_the_launch(
+    api: FakeApi, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["launch", recipe, "--cluster", "h100:2x2", "--run-id", "one", "-n", "team-b"]
+    assert run(words) == 0
+    assert "`parctl logs one -b kubernetes -n team-b --follow`" in capsys.readouterr().err
+
+    assert run(words) == 0
+    said = capsys.readouterr().err
+    assert "exists already with the same plan and is Pending; nothing was started" in said
+    assert "follow it" not in said
+
+
+def test_who_may_read_jobs_alone_has_no_other_runs(
+    api: FakeApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submitted("one", "ada")
+    api.refuse = lambda method, path: (
+        (403, {"reason": "Forbidden", "message": "cannot list"}) if "/jobs" not in path else None
+    )
+    assert run(["list", "-b", "kubernetes", "-o", "name"]) == 0
+    assert capsys.readouterr().out.split() == ["one"]
+    api.refuse = lambda method, path: (403, {"reason": "Forbidden", "message": "cannot list"})
+    assert run(["list", "-b", "kubernetes", "-o", "name"]) == 5
 
 
 def test_only_kubernetes_has_a_server_to_ask(

@@ -21,9 +21,10 @@ from tests.launcher.kubernetes.cases import (
 )
 
 from parctl.errors import CannotPlaceError, UsageError
+from parctl.launcher.kubernetes.patch import merge_patch
 from parctl.launcher.kubernetes.payload import pack, read_payload, read_workdir, unpack_workdir
 from parctl.launcher.kubernetes.placement import PREFERRED, REQUIRED, topology_request
-from parctl.launcher.kubernetes.render import merge_patch, render
+from parctl.launcher.kubernetes.render import render
 from parctl.planner.plan import plan_from_json
 from parctl.recipes.kubernetes_spec import KubernetesSpec
 from parctl.recipes.spec import CheckpointSpec, SecretSpec
@@ -255,8 +256,9 @@ def test_checkpoints_of_several_nodes_need_a_shared_volume() -> None:
         )
         return replace(made, recipe=replace(made.recipe, task="train", checkpoint=saving))
 
-    volumes = CASES["everything"][0].recipe.launch.kubernetes
-    assert volumes is not None
+    everything = CASES["everything"][0].recipe.launch.kubernetes
+    assert everything is not None
+    volumes = replace(everything, topology=None)  # which would need a queue
     with pytest.raises(UsageError, match="ranks on several nodes cannot use a pod's own disk"):
         render(plan(None), "a-run", TARGET)
     with pytest.raises(UsageError, match="is on no volume"):
@@ -285,3 +287,35 @@ def test_a_merge_patch_merges_removes_and_replaces() -> None:
         "a": {"c": 2, "e": 3},
         "d": [9],
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "words"),
+    [
+        ("Job", {"metadata": {"labels": None}}, r"metadata.labels.parctl.dev/"),
+        ("Job", {"metadata": {"name": "mine"}}, "metadata.name"),
+        ("Job", {"metadata": {"namespace": "priv"}}, "metadata.namespace"),
+        ("Job", {"metadata": None}, "metadata.name"),
+        ("Job", {"spec": {"completions": 1}}, "spec.completions"),
+        ("ConfigMap", {"metadata": {"labels": {"parctl.dev/run": "b"}}}, "parctl.dev/run"),
+        ("Pod", {"metadata": {"labels": {"parctl.dev/role": None}}}, "parctl.dev/role"),
+        ("Pod", {"spec": {"containers": None}}, "the command of the container"),
+        ("Pod", {"spec": {"containers": [{"name": "ranks"}]}}, "the command of the container"),
+    ],
+)
+def test_a_patch_may_not_lose_the_run(kind: str, change: dict[str, Any], words: str) -> None:
+    spec = KubernetesSpec(kind="job", patch={kind: change})
+    with pytest.raises(UsageError, match=words):
+        render(plan_of(spec), "a-run", TARGET)
+
+
+def test_a_patch_of_what_is_not_there_is_told() -> None:
+    spec = KubernetesSpec(kind="job", patch={"JobSet": {"metadata": {"annotations": {"a": "b"}}}})
+    notes = render(plan_of(spec), "a-run", TARGET).notes
+    assert "launch.kubernetes.patch.JobSet is not used: this run has no JobSet" in notes
+
+
+def test_a_tier_that_nobody_would_see_to_is_refused() -> None:
+    spec = KubernetesSpec(kind="job", topology="example.com/rack")
+    with pytest.raises(UsageError, match="no queue would see to it"):
+        render(plan_of(spec), "a-run", TARGET)

@@ -1,0 +1,89 @@
+"""What has to be so in the cluster before any object of a run is sent."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from parctl.errors import UsageError
+from parctl.launcher.backend import Manifests
+from parctl.launcher.kubernetes import names
+from parctl.launcher.kubernetes.client import ApiError, Client
+from parctl.launcher.kubernetes.names import Object
+from parctl.launcher.kubernetes.objects import created_unix, kueue_api, label_of
+
+LEFTOVER_S = 60.0  # nobody takes so long from the first object of a run to its workload
+FORBIDDEN = 403
+
+
+def refuse_unknown_queue(client: Client, manifests: Manifests) -> None:
+    """Without Kueue the label of a queue means nothing, and the pods would run at once."""
+    queue = label_of(manifests.documents[-1], names.QUEUE)
+    if queue is not None and kueue_api(client) is None:
+        raise UsageError(
+            f"launch.queue = {queue}, and this cluster has no Kueue, whose queues these are",
+            hint="leave `launch.queue` out, or have Kueue installed",
+        )
+
+
+def refuse_taken(client: Client, manifests: Manifests) -> list[Object]:
+    """Refuse names that objects of others have: applying would change them, and own them.
+
+    To be called where there is no workload of that run. Returns what a launch that was cut short
+    has left of it. Asked for as lists of one: who may launch may list all these kinds, but not get
+    each of them.
+    """
+    leftovers = []
+    for document in manifests.documents:
+        kind, metadata = document["kind"], document["metadata"]
+        found = client.list(
+            document["apiVersion"],
+            kind,
+            fields=f"metadata.name={metadata['name']}",
+            namespace=metadata.get("namespace"),
+        )
+        for each in found or ():
+            run = label_of(each, names.RUN)
+            if run != manifests.run_id:
+                whose = f"of run `{run}`" if run else "no part of a run"
+                raise UsageError(
+                    f"namespace {each['metadata']['namespace']} has a {kind}"
+                    f" `{metadata['name']}` already, which is {whose}",
+                    hint="choose another `--run-id`: objects of others are not touched",
+                )
+            if client.now_unix - created_unix(each) > LEFTOVER_S:
+                leftovers.append(each)
+    return leftovers
+
+
+def try_pod(client: Client, manifests: Manifests) -> bool:
+    """Have the cluster judge a pod of the run: the workload's own dry run makes none.
+
+    Quotas, pod security and missing accounts or priority classes show here. Raises ApiError. False:
+    who launches may not make pods, and so cannot ask.
+    """
+    workload = manifests.documents[-1]
+    template = pod_template(workload)
+    spec = {key: value for key, value in template["spec"].items() if key != "subdomain"}
+    labels = template["metadata"].get("labels") or {}
+    queued = {key: value for key, value in labels.items() if key != names.QUEUE}
+    namespace = workload["metadata"]["namespace"]
+    metadata = {"name": f"{manifests.run_id}-try", "namespace": namespace, "labels": queued}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+    try:
+        client.apply(pod, dry_run=True)
+    except ApiError as error:
+        if error.code == FORBIDDEN and 'resource "pods"' in error.said:
+            return False
+        raise
+    return True
+
+
+def pod_template(workload: Mapping[str, Any]) -> Any:
+    """The template of the pods with ranks, of any kind of workload."""
+    spec = workload["spec"]
+    if "rayClusterSpec" in spec:
+        return spec["rayClusterSpec"]["headGroupSpec"]["template"]
+    if "leaderWorkerTemplate" in spec:
+        return spec["leaderWorkerTemplate"]["workerTemplate"]
+    if "replicatedJobs" in spec:
+        spec = spec["replicatedJobs"][0]["template"]["spec"]
+    return spec["template"]
