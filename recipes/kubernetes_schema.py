@@ -6,7 +6,7 @@ choices that its administrators made.
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from parctl.recipes.fields import Fields
 from parctl.recipes.kubernetes_spec import (
@@ -33,6 +33,11 @@ Image = Annotated[str, Field(pattern=r"^[^\s]+$", max_length=4096)]
 RESOURCE = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
 Resource = Annotated[str, Field(pattern=RESOURCE)]
 SOURCES = ("claim", "host_path", "config_map", "secret", "empty")
+
+
+def _whole_name(kind: object) -> object:
+    """LeaderWorkerSets are called `lws` by their own resource."""
+    return "leaderworkerset" if kind == "lws" else kind
 
 
 class VolumeFields(Fields):
@@ -77,7 +82,7 @@ class TolerationFields(Fields):
 class KubernetesFields(Fields):
     """What only a Kubernetes cluster needs to know."""
 
-    kind: Kind = Field(
+    kind: Annotated[Kind, BeforeValidator(_whole_name, json_schema_input_type=Kind)] = Field(
         default="auto",
         description="of the workload; auto, by what the cluster has: a LeaderWorkerSet for task "
         "serve, else a JobSet, else a Job; rayjob needs KubeRay",

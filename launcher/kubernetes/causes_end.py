@@ -5,7 +5,7 @@ from typing import Any
 
 from parctl.launcher.backend import State
 from parctl.launcher.kubernetes import names
-from parctl.launcher.kubernetes.causes import Cause, pod_name
+from parctl.launcher.kubernetes.causes import Cause, event_line, events_of, pod_name
 from parctl.launcher.kubernetes.facts import Facts
 from parctl.launcher.kubernetes.names import Object
 from parctl.launcher.kubernetes.objects import condition, containers, created_unix, phase_of
@@ -54,6 +54,18 @@ def end_causes(facts: Facts) -> Sequence[Cause]:
     if lost and (status.verdict is None or status.verdict.rank is None):
         first = lost[0]
         return [Cause(sentence=first.sentence, fix=first.fix, evidence=seen, final=True)]
+    refused = events_of(facts, "FailedScheduling")
+    if status.verdict is not None and status.verdict.rank is None and refused and not status.ranks:
+        said = str(refused[0]["message"])
+        return [
+            Cause(
+                sentence=f"{status.verdict.sentence}; the scheduler said last: {said}",
+                fix="free what is lacking there, or wait longer: "
+                "`launch.kubernetes.gather_timeout_s`",
+                evidence=(event_line(refused[0]), *seen),
+                final=True,
+            )
+        ]
     if status.verdict is not None:
         return [
             Cause(

@@ -1,5 +1,6 @@
 """Everything that `parctl why` looks at, read once. What may not be read is said, not guessed."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -115,11 +116,21 @@ def own_events(
     jobs: Sequence[Object],
     entry: Object | None,
 ) -> list[Mapping[str, Any]]:
-    """Events about objects of the run, oldest first; those of their namesakes before are left."""
+    """Events about objects of the run, oldest first; those of their namesakes before are left.
+
+    Pods that are gone count too: a run that gave up waiting has none, and they knew why.
+    """
     objects = [run.workload, *run.pods, *jobs, *([entry] if entry else [])]
     uids = {each["metadata"]["uid"] for each in objects}
-    own = [event for event in events if event["involvedObject"].get("uid") in uids]
-    return sorted(own, key=event_time)
+    pod = re.compile(rf"{re.escape(run.run_id)}(-{names.REPLICATED_JOB}-0)?-\d+-[a-z0-9]{{5}}")
+    since = run.workload["metadata"]["creationTimestamp"]
+
+    def is_own(event: Mapping[str, Any]) -> bool:
+        about = event["involvedObject"]
+        gone = about.get("kind") == "Pod" and pod.fullmatch(str(about.get("name")))
+        return about.get("uid") in uids or bool(gone and event_time(event) >= since)
+
+    return sorted(filter(is_own, events), key=event_time)
 
 
 def event_time(event: Mapping[str, Any]) -> str:

@@ -136,7 +136,11 @@ def _pages(
                 # the pages are of one moment, which the server has forgotten: all in one answer
                 page, objects = {}, []
                 continue
-            hint = "the account may not list them" if error.status in FORBIDDEN else None
+            hint = (
+                "the account may not list them; say what there is: `--cluster h100:2x8`, or a file"
+                if error.status in FORBIDDEN
+                else None
+            )
             raise BackendError(
                 f"Kubernetes answers {error.status} {error.reason} when asked for {plural}",
                 hint=hint,

@@ -12,7 +12,7 @@ import pytest
 from tests.launcher.kubernetes.situations import SITUATIONS
 
 from parctl.launcher.backend import State
-from parctl.launcher.kubernetes.facts import Facts
+from parctl.launcher.kubernetes.facts import Facts, own_events
 from parctl.launcher.kubernetes.objects import RunObjects
 from parctl.launcher.kubernetes.report import first_report, read_report
 from parctl.launcher.kubernetes.why import diagnose
@@ -73,3 +73,26 @@ def test_a_run_that_starts_again_says_why_it_had_to() -> None:
     diagnosis = diagnose(replace(known, run=replace(known.run, pods=ended), report=again))
 
     assert diagnosis.sentence == "the run starts again, since rank 3 was killed by SIGKILL"
+
+
+def test_a_run_that_gave_up_waiting_for_pods_says_what_they_waited_for() -> None:
+    """The pods that waited are gone with their Job; what was said of them is still there."""
+    known = facts("no-gpu-node")
+    since = known.run.workload["metadata"]["creationTimestamp"]
+    absent = {"kind": "Pod", "name": f"{known.run_id}-1-abcde", "uid": "gone"}
+    event = {"reason": "FailedScheduling", "message": "0/4 nodes: 1 Insufficient x.com/gpu"}
+    heard = {**event, "involvedObject": absent, "metadata": {"creationTimestamp": since}}
+    other = {**heard, "involvedObject": {**absent, "name": f"{known.run_id}-b-1-abcde"}}
+    failed = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}
+    workload = {**known.run.workload, "status": {"conditions": [failed]}}
+    run = replace(known.run, workload=workload, pods=[])
+    why = "1 of 2 pods are up for 60 s"
+    verdict = plain_verdict(why, cause=why, fix="`parctl why` says what they wait for")
+    report = replace(first_report(), state=State.FAILED, verdict=verdict)
+    events = own_events([heard, other], run, [], None)
+
+    diagnosis = diagnose(replace(known, run=run, report=report, events=events))
+
+    assert events == [heard]
+    assert diagnosis.sentence == f"{why}; the scheduler said last: {event['message']}"
+    assert diagnosis.fix and "gather_timeout_s" in diagnosis.fix
