@@ -1,13 +1,25 @@
 """What a cluster does not take: said before anything runs, with the way out, and nothing stays."""
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from threading import Barrier
+
 import pytest
 from tests.cluster.api import ApiError, Object
 from tests.cluster.cluster import JOBSET
 from tests.cluster.machine import wait_until
 from tests.cluster.pods import pod_spec
+from tests.launcher.kubernetes.cases import TARGET, plan_of
 from tests.launcher.kubernetes.real import Here
 
 from parctl.errors import BackendError, ParctlError, UsageError
+from parctl.launcher.backend import Manifests
+from parctl.launcher.kubernetes.client import Client
+from parctl.launcher.kubernetes.kubeconfig import find_access
+from parctl.launcher.kubernetes.names import PLAN_HASH
+from parctl.launcher.kubernetes.render import render
+from parctl.launcher.kubernetes.submit import submit
+from parctl.recipes.kubernetes_spec import KubernetesSpec
 
 pytestmark = pytest.mark.cluster
 HELLO = ["python3", "-S", "-c", "print('hello')"]
@@ -113,6 +125,37 @@ def test_an_object_of_somebody_else_is_left_as_it_is(
     assert isinstance(error, UsageError)
     assert f"{kind} `{name}` already, which is no part of a run" in str(error)
     assert here.cluster.api.get(kind, name, here.namespace) == before
+
+
+@pytest.mark.parametrize("name", [f"race-{number}" for number in range(5)])
+def test_two_launches_of_one_name_do_not_spoil_each_other(
+    here: Here, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    target = replace(TARGET, namespace=here.namespace)
+    specs = [KubernetesSpec(kind="job", dead_node_s=seconds) for seconds in (5.0, 7.0)]
+    both = [render(plan_of(spec), name, target) for spec in specs]
+    for variable, value in here.environment.items():
+        monkeypatch.setenv(variable, value)
+    together = Barrier(2)
+
+    def send(manifests: Manifests) -> bool:
+        client = Client(find_access(None))
+        together.wait()
+        try:
+            return submit(client, manifests).created
+        except UsageError as error:
+            assert "another plan" in str(error)
+            return False
+
+    with ThreadPoolExecutor(2) as threads:
+        created = list(threads.map(send, both))
+
+    assert sorted(created) == [False, True]
+    winner = both[created.index(True)]
+    job = here.cluster.api.get("Job", name, here.namespace, "batch/v1")
+    assert job["metadata"]["annotations"][PLAN_HASH] == winner.plan.hash
+    plan = here.cluster.api.get("ConfigMap", f"{name}-plan", here.namespace)
+    assert plan["binaryData"] == winner.documents[0]["binaryData"]
 
 
 def test_a_token_that_the_server_does_not_accept(
