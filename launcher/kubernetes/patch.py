@@ -10,6 +10,7 @@ from typing import Any, get_args
 from parctl.errors import UsageError
 from parctl.launcher.kubernetes import names
 from parctl.launcher.kubernetes.names import Object
+from parctl.launcher.kubernetes.shapes import template_of
 from parctl.recipes.kubernetes_spec import PatchKind
 
 Patches = Mapping[str, Mapping[str, Any]]
@@ -45,8 +46,10 @@ def patched(each: Object, patches: Patches) -> Object:
         return each
     result: Object = merge_patch(each, patches[kind])
     for path in KEPT:
-        _keep(kind, path, _at(each, path), _at(result, path))
+        _keep(kind, path, *(_at(one, *path.split(".")) for one in (each, result)))
     _keep_names(kind, each, result)
+    if _at(each, "metadata", "labels", names.ROLE) == names.WORKLOAD:
+        _keep_pods(kind, template_of(each), result)
     return result
 
 
@@ -55,9 +58,7 @@ def patched_pod(template: Object, patches: Patches) -> Object:
     if "Pod" not in patches:
         return template
     result: Object = merge_patch(template, patches["Pod"])
-    _keep_names("Pod", template, result)
-    before, after = (_command(each) for each in (template, result))
-    _keep("Pod", f"the command of the container `{names.CONTAINER}`", before, after)
+    _keep_template("Pod", template, result)
     return result
 
 
@@ -70,10 +71,24 @@ def unused(patches: Patches, kinds: set[str]) -> list[str]:
     ]
 
 
+def _keep_pods(kind: str, before: Object, workload: Object) -> None:
+    try:
+        after = template_of(workload)
+    except (KeyError, IndexError, TypeError):
+        after = {}
+    _keep_template(kind, before, after)
+
+
+def _keep_template(kind: str, before: Object, after: Object) -> None:
+    _keep_names(kind, before, after)
+    commands = (_command(each) for each in (before, after))
+    _keep(kind, f"the command of the container `{names.CONTAINER}`", *commands)
+
+
 def _keep_names(kind: str, before: Object, after: Object) -> None:
     for place in ("labels", "annotations"):
-        wanted = _at(before, f"metadata.{place}") or {}
-        found = _at(after, f"metadata.{place}")
+        wanted = _at(before, "metadata", place) or {}
+        found = _at(after, "metadata", place)
         for key, value in wanted.items():
             if key.startswith(OURS):
                 given = found.get(key) if isinstance(found, Mapping) else None
@@ -90,14 +105,14 @@ def _keep(kind: str, what: str, before: object, after: object) -> None:
 
 def _command(template: Object) -> object:
     """What the container of the ranks runs; lists are replaced whole by a patch."""
-    containers = _at(template, "spec.containers")
+    containers = _at(template, "spec", "containers")
     for container in containers if isinstance(containers, list) else ():
         if isinstance(container, Mapping) and container.get("name") == names.CONTAINER:
             return [container.get("command"), container.get("args")]
     return None
 
 
-def _at(each: object, path: str) -> Any:
-    for step in path.split("."):
+def _at(each: object, *path: str) -> Any:
+    for step in path:
         each = each.get(step) if isinstance(each, Mapping) else None
     return each

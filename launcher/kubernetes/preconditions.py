@@ -1,14 +1,12 @@
 """What has to be so in the cluster before any object of a run is sent."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from parctl.errors import UsageError
 from parctl.launcher.backend import Manifests
 from parctl.launcher.kubernetes import names
 from parctl.launcher.kubernetes.client import ApiError, Client
 from parctl.launcher.kubernetes.names import Object
 from parctl.launcher.kubernetes.objects import created_unix, kueue_api, label_of
+from parctl.launcher.kubernetes.shapes import template_of
 
 LEFTOVER_S = 60.0  # nobody takes so long from the first object of a run to its workload
 FORBIDDEN = 403
@@ -61,7 +59,7 @@ def try_pod(client: Client, manifests: Manifests) -> bool:
     who launches may not make pods, and so cannot ask.
     """
     workload = manifests.documents[-1]
-    template = pod_template(workload)
+    template = template_of(workload)
     spec = {key: value for key, value in template["spec"].items() if key != "subdomain"}
     labels = template["metadata"].get("labels") or {}
     queued = {key: value for key, value in labels.items() if key != names.QUEUE}
@@ -75,15 +73,3 @@ def try_pod(client: Client, manifests: Manifests) -> bool:
             return False
         raise
     return True
-
-
-def pod_template(workload: Mapping[str, Any]) -> Any:
-    """The template of the pods with ranks, of any kind of workload."""
-    spec = workload["spec"]
-    if "rayClusterSpec" in spec:
-        return spec["rayClusterSpec"]["headGroupSpec"]["template"]
-    if "leaderWorkerTemplate" in spec:
-        return spec["leaderWorkerTemplate"]["workerTemplate"]
-    if "replicatedJobs" in spec:
-        spec = spec["replicatedJobs"][0]["template"]["spec"]
-    return spec["template"]

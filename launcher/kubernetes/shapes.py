@@ -13,7 +13,8 @@ failures: both are replaced and not counted. A RayJob has a driver of its own th
 (`parctl.launcher.kubernetes.leader_worker_set`).
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from parctl.launcher.kubernetes.names import (
     CONTAINER,
@@ -98,3 +99,18 @@ def _failure_rules(recovery: Recovery) -> list[Object]:
 def _on_exit(action: str, operator: str, code: int) -> Object:
     requirement = {"containerName": CONTAINER, "operator": operator, "values": [code]}
     return {"action": action, "onExitCodes": requirement}
+
+
+def template_of(workload: Mapping[str, Any]) -> Any:
+    """The template of the pods of any kind of workload; of a RayJob that of its head.
+
+    Raises KeyError, IndexError or TypeError where there is none.
+    """
+    spec = workload["spec"]
+    if "rayClusterSpec" in spec:
+        return spec["rayClusterSpec"]["headGroupSpec"]["template"]
+    if "leaderWorkerTemplate" in spec:
+        return spec["leaderWorkerTemplate"]["workerTemplate"]
+    if "replicatedJobs" in spec:
+        spec = spec["replicatedJobs"][0]["template"]["spec"]
+    return spec["template"]

@@ -26,7 +26,7 @@ from parctl.launcher.kubernetes.payload import pack, read_payload, read_workdir,
 from parctl.launcher.kubernetes.placement import PREFERRED, REQUIRED, topology_request
 from parctl.launcher.kubernetes.render import render
 from parctl.planner.plan import plan_from_json
-from parctl.recipes.kubernetes_spec import KubernetesSpec
+from parctl.recipes.kubernetes_spec import Kind, KubernetesSpec
 from parctl.recipes.spec import CheckpointSpec, SecretSpec
 from parctl.topology.layout import Proof
 
@@ -297,6 +297,8 @@ def test_a_merge_patch_merges_removes_and_replaces() -> None:
         ("Job", {"metadata": {"namespace": "priv"}}, "metadata.namespace"),
         ("Job", {"metadata": None}, "metadata.name"),
         ("Job", {"spec": {"completions": 1}}, "spec.completions"),
+        ("JobSet", {"spec": {"replicatedJobs": []}}, "metadata.labels.parctl.dev/"),
+        ("JobSet", {"spec": None}, "metadata.labels.parctl.dev/"),
         ("ConfigMap", {"metadata": {"labels": {"parctl.dev/run": "b"}}}, "parctl.dev/run"),
         ("Pod", {"metadata": {"labels": {"parctl.dev/role": None}}}, "parctl.dev/role"),
         ("Pod", {"spec": {"containers": None}}, "the command of the container"),
@@ -304,7 +306,8 @@ def test_a_merge_patch_merges_removes_and_replaces() -> None:
     ],
 )
 def test_a_patch_may_not_lose_the_run(kind: str, change: dict[str, Any], words: str) -> None:
-    spec = KubernetesSpec(kind="job", patch={kind: change})
+    shape: Kind = "jobset" if kind == "JobSet" else "job"
+    spec = KubernetesSpec(kind=shape, patch={kind: change})
     with pytest.raises(UsageError, match=words):
         render(plan_of(spec), "a-run", TARGET)
 
