@@ -34,11 +34,18 @@ sys.meta_path.insert(0, Slow())
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> str:
-    """Two ranks that say hello, and then do as a file says: sleep, or exit with a code."""
-    program = (
-        "import os, sys, time; print('hello from', os.environ['RANK'], flush=True); "
-        f"code = open('{tmp_path}/code').read(); "
-        "time.sleep(60) if code == 'sleep' else sys.exit(int(code))"
+    """Two ranks that say hello, rank 0 first, and do as a file says: sleep, or exit with a code."""
+    program = "\n".join(
+        (
+            "import os, sys, time",
+            "said = os.environ['PARCTL_RUN_ID'] + '-' + os.environ['PARCTL_ATTEMPT']",
+            f"said = os.path.join('{tmp_path}', said)",
+            "while os.environ['RANK'] != '0' and not os.path.exists(said): time.sleep(0.01)",
+            "print('hello from', os.environ['RANK'], flush=True)",
+            "open(said, 'w').close()",
+            f"code = open('{tmp_path}/code').read()",
+            "time.sleep(60) if code == 'sleep' else sys.exit(int(code))",
+        )
     )
     file = tmp_path / "hello.yaml"
     document = {
