@@ -121,6 +121,13 @@ class Client:
                 return found
             query["continue"] = token
 
+    def create(self, document: Mapping[str, Any]) -> Object:
+        """Create an object that is not there yet, else 409; unknown fields are errors."""
+        api, kind = document["apiVersion"], document["kind"]
+        path = self.path(api, kind, namespace=document["metadata"].get("namespace"))
+        query = {"fieldManager": MANAGER, "fieldValidation": "Strict"}
+        return self.ask("POST", path, query, body=document)
+
     def apply(self, document: Mapping[str, Any], *, dry_run: bool = False) -> Object:
         """Server-side apply, which creates or updates; unknown fields are errors."""
         metadata = document["metadata"]

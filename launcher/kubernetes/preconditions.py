@@ -1,5 +1,8 @@
 """What has to be so in the cluster before any object of a run is sent."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from parctl.errors import UsageError
 from parctl.launcher.backend import Manifests
 from parctl.launcher.kubernetes import names
@@ -22,49 +25,49 @@ def refuse_unknown_queue(client: Client, manifests: Manifests) -> None:
         )
 
 
-def refuse_taken(client: Client, manifests: Manifests) -> list[Object]:
-    """Refuse names that objects of others have: applying would change them, and own them.
+def refuse_taken(client: Client, document: Mapping[str, Any]) -> Object | None:
+    """Refuse a name that an object of others has: applying would change it, and own it.
 
-    To be called where there is no workload of that run. Returns what a launch that was cut short
-    has left of it. Asked for as lists of one: who may launch may list all these kinds, but not get
-    each of them.
+    Returns the object of that name if it is the run's own. Asked for as a list of one: who may
+    launch may list all these kinds, but not get each of them.
     """
-    leftovers = []
-    for document in manifests.documents:
-        kind, metadata = document["kind"], document["metadata"]
-        found = client.list(
-            document["apiVersion"],
-            kind,
-            fields=f"metadata.name={metadata['name']}",
-            namespace=metadata.get("namespace"),
-        )
-        for each in found or ():
-            run = label_of(each, names.RUN)
-            if run != manifests.run_id:
-                whose = f"of run `{run}`" if run else "no part of a run"
-                raise UsageError(
-                    f"namespace {each['metadata']['namespace']} has a {kind}"
-                    f" `{metadata['name']}` already, which is {whose}",
-                    hint="choose another `--run-id`: objects of others are not touched",
-                )
-            if client.now_unix - created_unix(each) > LEFTOVER_S:
-                leftovers.append(each)
-    return leftovers
+    kind, metadata = document["kind"], document["metadata"]
+    found = client.list(
+        document["apiVersion"],
+        kind,
+        fields=f"metadata.name={metadata['name']}",
+        namespace=metadata.get("namespace"),
+    )
+    for each in found or ():
+        run = label_of(each, names.RUN)
+        if run != metadata["labels"][names.RUN]:
+            whose = f"of run `{run}`" if run else "no part of a run"
+            raise UsageError(
+                f"namespace {each['metadata']['namespace']} has a {kind} `{metadata['name']}`"
+                f" already, which is {whose}",
+                hint="choose another `--run-id`: objects of others are not touched",
+            )
+        return each
+    return None
 
 
-def try_pod(client: Client, manifests: Manifests) -> bool:
+def is_leftover(client: Client, each: Object) -> bool:
+    """Whether a launch was cut short after this object of a run that has no workload."""
+    return client.now_unix - created_unix(each) > LEFTOVER_S
+
+
+def try_pod(client: Client, workload: Mapping[str, Any]) -> bool:
     """Have the cluster judge a pod of the run: the workload's own dry run makes none.
 
     Quotas, pod security and missing accounts or priority classes show here. Raises ApiError. False:
     who launches may not make pods, and so cannot ask.
     """
-    workload = manifests.documents[-1]
     template = template_of(workload)
     spec = {key: value for key, value in template["spec"].items() if key != "subdomain"}
     labels = template["metadata"].get("labels") or {}
     queued = {key: value for key, value in labels.items() if key != names.QUEUE}
-    namespace = workload["metadata"]["namespace"]
-    metadata = {"name": f"{manifests.run_id}-try", "namespace": namespace, "labels": queued}
+    name, namespace = workload["metadata"]["name"], workload["metadata"]["namespace"]
+    metadata = {"name": f"{name}-try", "namespace": namespace, "labels": queued}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
     try:
         client.apply(pod, dry_run=True)

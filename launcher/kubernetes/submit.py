@@ -13,13 +13,18 @@ from parctl.launcher.kubernetes import names
 from parctl.launcher.kubernetes.client import ApiError, Client
 from parctl.launcher.kubernetes.names import Object
 from parctl.launcher.kubernetes.objects import annotation_of, find_workload
-from parctl.launcher.kubernetes.preconditions import refuse_taken, refuse_unknown_queue, try_pod
+from parctl.launcher.kubernetes.preconditions import (
+    is_leftover,
+    refuse_taken,
+    refuse_unknown_queue,
+    try_pod,
+)
 
 FORBIDDEN, NOT_FOUND, CONFLICT, SERVER_FAILED = 403, 404, 409, 500
 
 
 def submit(client: Client, manifests: Manifests) -> RunRef:
-    """Apply every object, or none. The same id and plan twice is no error and changes nothing."""
+    """Create every object, or none. The same id and plan twice is no error and changes nothing."""
     present = find_workload(client, manifests.run_id)
     if present is not None:
         if annotation_of(present, names.PLAN_HASH) != manifests.plan.hash:
@@ -29,15 +34,15 @@ def submit(client: Client, manifests: Manifests) -> RunRef:
             )
         return RunRef(run_id=manifests.run_id, backend="kubernetes", created=False)
     refuse_unknown_queue(client, manifests)
-    take_back(client, refuse_taken(client, manifests))
     sent: list[Mapping[str, Any]] = []
     try:
         for document in manifests.documents:
             sent.append(document)  # before: an answer that was lost may stand for an object
-            applied = apply(client, document)
+            applied = create(client, document)
     except BaseException as error:
-        refused = isinstance(error.__cause__, ApiError) and error.__cause__.code < SERVER_FAILED
-        take_back(client, sent[:-1] if refused else sent)
+        answered = isinstance(error, ApiError) and error.code < SERVER_FAILED
+        # what was refused may be somebody else's
+        take_back(client, sent[:-1] if answered or isinstance(error, UsageError) else sent)
         raise
     own(client, applied, sent[:-1])
     return RunRef(run_id=manifests.run_id, backend="kubernetes", created=True)
@@ -49,23 +54,40 @@ def check(client: Client, manifests: Manifests) -> bool:
     False: but for a pod, which who launches may not make.
     """
     refuse_unknown_queue(client, manifests)
-    if find_workload(client, manifests.run_id) is None:
-        refuse_taken(client, manifests)
+    workload = manifests.documents[-1]
     for document in manifests.documents:
-        apply(client, document, dry_run=True)
+        refuse_taken(client, document)
+        try:
+            client.apply(document, dry_run=True)
+        except ApiError as error:
+            raise _refused(error, _name(document), document) from error
     try:
-        return try_pod(client, manifests)
+        return try_pod(client, workload)
     except ApiError as error:
-        raise _refused(error, "a pod of the run", manifests.documents[-1]) from error
+        raise _refused(error, "a pod of the run", workload) from error
 
 
-def apply(client: Client, document: Mapping[str, Any], *, dry_run: bool = False) -> Object:
-    """Apply one object; a refusal names it and says what would help."""
+def create(client: Client, document: Mapping[str, Any]) -> Object:
+    """Create one object; a refusal names it and says what would help.
+
+    One of the run's own may be there: of a launch that was cut short, or goes on beside this one.
+    """
     try:
-        return client.apply(document, dry_run=dry_run)
+        try:
+            return client.create(document)
+        except ApiError as error:
+            if error.reason != "AlreadyExists":
+                raise
+            there = refuse_taken(client, document)
+            if there is not None and is_leftover(client, there):
+                take_back(client, [document])
+            return client.apply(document)
     except ApiError as error:
-        name = f"{document['kind']} {document['metadata']['name']}"
-        raise _refused(error, name, document) from error
+        raise _refused(error, _name(document), document) from error
+
+
+def _name(document: Mapping[str, Any]) -> str:
+    return f"{document['kind']} {document['metadata']['name']}"
 
 
 def own(client: Client, owner: Object, dependents: Sequence[Mapping[str, Any]]) -> None:

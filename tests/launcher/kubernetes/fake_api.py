@@ -98,6 +98,13 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.answer(404, {"reason": "NotFound", "message": f"{path} not found"})
 
+    def do_post(self, path: str, query: dict[str, str], body: Object) -> None:
+        own = f"{path}/{body['metadata']['name']}"
+        if own in self.api.objects:
+            self.answer(409, {"reason": "AlreadyExists", "message": f"{own} already exists"})
+        else:
+            self.answer(201, self.api.put(own, body))
+
     def do_patch(self, path: str, query: dict[str, str], body: Object) -> None:
         if query.get("dryRun"):
             self.answer(200, body)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -345,8 +346,8 @@ def test_the_workload_comes_last_and_then_owns_the_rest(
         if not path.endswith("jobs/a-run"):
             (owner,) = each["metadata"]["ownerReferences"]
             assert (owner["kind"], owner["uid"]) == ("Job", uid)
-    applied = [path for method, path in api.asked if method == "PATCH" and "force" in path]
-    assert all("fieldValidation=Strict" in path for path in applied)
+    created = [path for method, path in api.asked if method == "POST"]
+    assert len(created) == 4 and all("fieldValidation=Strict" in path for path in created)
 
 
 def test_the_same_plan_twice_changes_nothing_and_another_is_refused(
@@ -387,16 +388,33 @@ def test_what_was_refused_is_not_taken_back(server: tuple[FakeApi, str], client:
         if method == "PATCH" and "/configmaps/" in path
         else None
     )
+    labels = {"parctl.dev/run": "a-run"}
+    metadata = {"name": "a-run-plan", "namespace": "team-a", "labels": labels}
+    metadata["creationTimestamp"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    server[0].put("/api/v1/namespaces/team-a/configmaps/a-run-plan", {"metadata": metadata})
     with pytest.raises(UsageError, match="launched with another plan a moment ago"):
         submit(client, job_manifests())
     assert "DELETE" not in [method for method, _ in server[0].asked]
+
+
+def test_what_a_launch_that_was_cut_short_has_left_is_made_anew(
+    server: tuple[FakeApi, str], client: Client
+) -> None:
+    path, labels = "/api/v1/namespaces/team-a/configmaps/a-run-plan", {"parctl.dev/run": "a-run"}
+    metadata = {"name": "a-run-plan", "namespace": "team-a", "labels": labels}
+    uid = server[0].put(path, {"metadata": metadata, "immutable": True})["metadata"]["uid"]
+
+    assert submit(client, job_manifests()).created
+
+    assert server[0].objects[path]["metadata"]["uid"] != uid
+    assert server[0].objects[path]["binaryData"]
 
 
 def test_half_a_submission_is_taken_back(server: tuple[FakeApi, str], client: Client) -> None:
     said = 'admission webhook "no.example.com" denied the request: no jobs today'
     server[0].refuse = lambda method, path: (
         (403, {"reason": "Forbidden", "message": said})
-        if method == "PATCH" and "/jobs/" in path
+        if method == "POST" and path.split("?")[0].endswith("/jobs")
         else None
     )
     with pytest.raises(UsageError, match=r"Job a-run is refused .*: no jobs today|no jobs today"):
@@ -418,7 +436,7 @@ def test_a_refusal_says_which_object_and_why(
     server: tuple[FakeApi, str], client: Client, code: int, said: str, words: str
 ) -> None:
     server[0].refuse = lambda method, path: (
-        (code, {"reason": "x", "message": said}) if method == "PATCH" else None
+        (code, {"reason": "x", "message": said}) if method == "POST" else None
     )
     with pytest.raises((UsageError, ApiError)) as caught:
         submit(client, job_manifests())
