@@ -133,7 +133,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     gc.set_threshold(50_000)
     try:
         code = run(words or ["--help"])
-    except (BrokenPipeError, ReaderGoneError):
+    except BrokenPipeError:
         # the reader of our stdout has gone (`parctl list | head`); nothing more can be said there
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
@@ -146,8 +146,10 @@ def run(words: list[str]) -> int:
     try:
         result: Any = command.main(words, prog_name="parctl", standalone_mode=False)
         sys.stdout.flush()
-    except (BrokenPipeError, ReaderGoneError):
+    except BrokenPipeError:
         raise
+    except ReaderGoneError as error:
+        raise BrokenPipeError from error
     except ParctlError as error:
         return _fail(error, error.message, error.hint, error.exit_code)
     except TyperException as error:

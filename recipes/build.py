@@ -75,10 +75,9 @@ def build_recipe(fields: RecipeFields, context: Context) -> spec.Recipe | None:
     certain = not context.doubtful & {"model", "parallelism"}
     if model is not None and parallelism is not None and certain:
         context.faults.extend(check_recipe(model, parallelism, train, data))
-    launch = build_launch(fields.launch, context)
-    for name in set(launch.secrets) & set(fields.script.env if fields.script else ()):
-        message = f"{name} is also in `script.env`"
-        context.fault(f"launch.secrets.{name}", message, "keep one of the two", at_key=True)
+    launch = build_launch(
+        fields.launch, context, script_env=fields.script.env if fields.script else {}
+    )
     if fields.task in ("generate", "serve") and model is not None and checkpoint is not None:
         weights = checkpoint.init_from
         inference = build_inference(fields.inference, model, preset_train, weights, context)

@@ -30,7 +30,7 @@ RESHARD = ("auto", "always", "never")
 Axis = Literal["pp", "dp", "fsdp", "cp", "operator", "tp"]
 
 
-def _listed(value: Any) -> Any:
+def as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
@@ -60,10 +60,10 @@ Reshard = Annotated[
 
 OneOrMore = Annotated[
     Annotated[list[Text], Field(min_length=1)],
-    BeforeValidator(_listed, json_schema_input_type=Text | list[Text]),
+    BeforeValidator(as_list, json_schema_input_type=Text | list[Text]),
 ]
 ZeroOrMore = Annotated[
-    list[Text], BeforeValidator(_listed, json_schema_input_type=Text | list[Text])
+    list[Text], BeforeValidator(as_list, json_schema_input_type=Text | list[Text])
 ]
 
 

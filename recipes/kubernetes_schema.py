@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from parctl.recipes.fields import Fields
+from parctl.recipes.fields import Fields, as_list
 from parctl.recipes.kubernetes_spec import (
+    DNS_LABEL,
     Kind,
     KubernetesSpec,
     PatchKind,
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 LABEL_KEY = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
-Label = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+Names = Annotated[list[Name], BeforeValidator(as_list, json_schema_input_type=Name | list[Name])]
+Label = Annotated[str, Field(pattern=DNS_LABEL)]
 LabelKey = Annotated[str, Field(pattern=LABEL_KEY)]
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
 AbsolutePath = Annotated[str, Field(pattern=r"^/[^:]*$")]
@@ -148,7 +150,7 @@ class KubernetesFields(Fields):
     service_account: Name | None = Field(
         default=None, description="of the pods; default: the namespace's", examples=["trainer"]
     )
-    pull_secrets: list[Name] = Field(
+    pull_secrets: Names = Field(
         default=[], description="Secrets that open the registry", examples=[["registry"]]
     )
     network_policy: bool = Field(

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 Kind = Literal["auto", "jobset", "job", "rayjob", "leaderworkerset"]
 Recovery = Literal["native", "coordinator"]
+DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"  # what names a namespace
 # `Pod` is the template of all of them
 PatchKind = Literal[
     "Pod",

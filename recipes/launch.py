@@ -1,5 +1,6 @@
 """From checked `launch` fields to the frozen spec."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,9 @@ if TYPE_CHECKING:
     from parctl.recipes.build import Context
 
 
-def build_launch(given: LaunchFields | None, context: "Context") -> spec.LaunchSpec:
+def build_launch(
+    given: LaunchFields | None, context: "Context", *, script_env: Mapping[str, str]
+) -> spec.LaunchSpec:
     """Check what belongs together; faults go to `context`."""
     fields = given or LaunchFields()
     for name in fields.env:
@@ -25,10 +28,10 @@ def build_launch(given: LaunchFields | None, context: "Context") -> spec.LaunchS
             context.fault(path, "expected exactly one of `from_env` and `secret`", hint)
         elif (secret.secret is None) != (secret.key is None):
             context.fault(path, "`secret` and `key` go together", "`{secret: NAME, key: KEY}`")
-        if name in fields.env:
-            context.fault(
-                path, f"{name} is also in `launch.env`", "keep one of the two", at_key=True
-            )
+        for where, names in (("launch.env", fields.env), ("script.env", script_env)):
+            if name in names:
+                message = f"{name} is also in `{where}`"
+                context.fault(path, message, "keep one of the two", at_key=True)
     return spec.LaunchSpec(
         backend=fields.backend,
         retries=fields.retries,

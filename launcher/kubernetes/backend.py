@@ -37,11 +37,10 @@ from parctl.launcher.kubernetes.watch import RunWatch
 from parctl.launcher.metrics import metrics_of
 from parctl.launcher.owner import owner_name
 from parctl.planner.plan import Plan
-from parctl.recipes.kubernetes_spec import KubernetesSpec
+from parctl.recipes.kubernetes_spec import DNS_LABEL, KubernetesSpec
 from parctl.recipes.spec import Recipe
 from parctl.topology.model import Topology
 
-NAMESPACE = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 JOBSET = ("jobset.x-k8s.io/v1alpha2", "JobSet")
 
 
@@ -173,7 +172,7 @@ class KubernetesBackend:
         """Flag and environment first, then the recipe, then the context of parctl."""
         given = os.environ.get("PARCTL_NAMESPACE")
         name = given or self._recipe_namespace or self._context.namespace
-        if name is not None and not re.fullmatch(NAMESPACE, name):
+        if name is not None and not re.fullmatch(DNS_LABEL, name):
             raise UsageError(
                 f"`{name}` is no name of a namespace",
                 hint="at most 63 lower-case letters, digits and dashes",

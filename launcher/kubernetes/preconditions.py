@@ -8,11 +8,10 @@ from parctl.launcher.backend import Manifests
 from parctl.launcher.kubernetes import names
 from parctl.launcher.kubernetes.client import ApiError, Client
 from parctl.launcher.kubernetes.names import Object
-from parctl.launcher.kubernetes.objects import created_unix, kueue_api, label_of
+from parctl.launcher.kubernetes.objects import FORBIDDEN, created_unix, kueue_api, label_of
 from parctl.launcher.kubernetes.shapes import template_of
 
 LEFTOVER_S = 60.0  # nobody takes so long from the first object of a run to its workload
-FORBIDDEN = 403
 
 
 def refuse_unknown_queue(client: Client, manifests: Manifests) -> None:
@@ -63,12 +62,12 @@ def try_pod(client: Client, workload: Mapping[str, Any]) -> bool:
     who launches may not make pods, and so cannot ask.
     """
     template = template_of(workload)
-    spec = {key: value for key, value in template["spec"].items() if key != "subdomain"}
-    labels = template["metadata"].get("labels") or {}
-    queued = {key: value for key, value in labels.items() if key != names.QUEUE}
-    name, namespace = workload["metadata"]["name"], workload["metadata"]["namespace"]
-    metadata = {"name": f"{name}-try", "namespace": namespace, "labels": queued}
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+    metadata = {
+        "name": f"{workload['metadata']['name']}-try",
+        "namespace": workload["metadata"]["namespace"],
+        "labels": template["metadata"]["labels"],
+    }
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
     try:
         client.apply(pod, dry_run=True)
     except ApiError as error:

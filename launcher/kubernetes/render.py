@@ -103,7 +103,7 @@ def render(plan: Plan, run_id: str, target: Target) -> Manifests:
         image = spec.agent_image or _image(plan, target)
         objects += coordinator_objects(spec, run_id, image=image, payload=payload)
         leader = names.coordinator_name(run_id)
-    objects.append(_workload(plan, spec, shape, run_id, target, leader, payload))
+    objects.append(_workload(plan, spec, shape, run_id, target, leader, payload, queue))
     return Manifests(
         run_id=run_id,
         backend="kubernetes",
@@ -135,6 +135,7 @@ def _workload(
     target: Target,
     leader: str,
     payload: list[str],
+    queue: str | None,
 ) -> Object:
     pod = pod_spec(
         plan,
@@ -148,7 +149,6 @@ def _workload(
     )
     labels = _labels(plan, run_id, target) | {names.ROLE: names.RANKS}
     template: Object = {"metadata": {"labels": labels}, "spec": pod}
-    queue = plan.recipe.launch.queue or target.queue
     if queue:
         request = topology_request(plan, spec, target.topology)
         if request:

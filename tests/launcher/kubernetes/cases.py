@@ -8,6 +8,7 @@ from tests.launcher.plans import script_plan
 
 from parctl.launcher.backend import Manifests
 from parctl.launcher.kubernetes.render import Target, render
+from parctl.launcher.kubernetes.shapes import template_of
 from parctl.planner.plan import Plan
 from parctl.recipes.inference_spec import SamplingSpec, ServeSpec
 from parctl.recipes.kubernetes_spec import KubernetesSpec, TolerationSpec, VolumeSpec
@@ -185,14 +186,9 @@ CASES: Mapping[str, tuple[Plan, Target]] = {
 
 def pod_template(workload: Mapping[str, Any]) -> Any:
     """The template of the pods with ranks."""
-    spec = workload["spec"]
-    if "rayClusterSpec" in spec:
-        return spec["rayClusterSpec"]["workerGroupSpecs"][0]["template"]
-    if "leaderWorkerTemplate" in spec:
-        return spec["leaderWorkerTemplate"]["workerTemplate"]
-    if "replicatedJobs" in spec:
-        spec = spec["replicatedJobs"][0]["template"]["spec"]
-    return spec["template"]
+    if "rayClusterSpec" in workload["spec"]:
+        return workload["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]
+    return template_of(workload)
 
 
 def manifests(case: str) -> Manifests:

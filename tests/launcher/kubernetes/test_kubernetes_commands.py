@@ -157,26 +157,20 @@ def test_a_server_side_dry_run_creates_nothing(
     assert "nothing was created" in capsys.readouterr().err
 
 
-def test_who_may_not_make_pods_is_told_that_none_was_tried(
-    api: FakeApi, recipe: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("why", "code", "words"),
+    [
+        ('User "ada" cannot patch resource "pods" in API group ""', 0, "as far as can be told"),
+        ("exceeded quota: q, requested: pods=1", 2, "a pod of the run is refused by a quota"),
+    ],
+)
+def test_a_pod_that_would_be_refused_is_told(
+    api: FakeApi, recipe: str, capsys: pytest.CaptureFixture[str], why: str, code: int, words: str
 ) -> None:
-    said = 'pods "x" is forbidden: User "ada" cannot patch resource "pods" in API group ""'
-    api.refuse = lambda method, path: (
-        (403, {"reason": "Forbidden", "message": said}) if "/pods/" in path else None
-    )
-    assert run(["launch", recipe, "--cluster", "h100:2x2", "--dry-run-server"]) == 0
-    assert "as far as can be told" in capsys.readouterr().err
-
-
-def test_a_pod_that_would_be_refused_is_exit_2(
-    api: FakeApi, recipe: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    said = 'pods "x" is forbidden: exceeded quota: q, requested: pods=1, used: pods=0'
-    api.refuse = lambda method, path: (
-        (403, {"reason": "Forbidden", "message": said}) if "/pods/" in path else None
-    )
-    assert run(["launch", recipe, "--cluster", "h100:2x2", "--dry-run-server"]) == 2
-    assert "a pod of the run is refused by a quota" in capsys.readouterr().err
+    said = {"reason": "Forbidden", "message": f'pods "x" is forbidden: {why}'}
+    api.refuse = lambda method, path: (403, said) if "/pods/" in path else None
+    assert run(["launch", recipe, "--cluster", "h100:2x2", "--dry-run-server"]) == code
+    assert words in capsys.readouterr().err
 
 
 def test_later_commands_are_told_the_flags_of_the_launch(
