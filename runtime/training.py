@@ -15,6 +15,7 @@ from parctl.runtime.data.documents import list_files
 from parctl.runtime.data.images import open_images
 from parctl.runtime.data.pairs import PairBatches
 from parctl.runtime.data.tokens import TokenStream, open_stream
+from parctl.runtime.execution.host_memory import keep_freed_memory
 from parctl.runtime.metrics import Reporter
 from parctl.runtime.model.sequence import SequencePart
 from parctl.runtime.optimizer import AdamW, make_optimizer
@@ -67,6 +68,8 @@ def prepare(
     recipe = plan.recipe
     spec, model = recipe.train, recipe.model
     assert spec and model and recipe.data and recipe.checkpoint
+    if mesh.device.type == "cpu":
+        keep_freed_memory()
     train_batches, validation_batches = open_batches(
         recipe.data,
         spec,

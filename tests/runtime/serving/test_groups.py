@@ -146,8 +146,10 @@ def test_a_taken_port_has_one_hint(tmp_path: Path) -> None:
 
 
 def test_told_to_end_it_answers_what_is_under_way_and_takes_nothing_new(tmp_path: Path) -> None:
-    with serving(tmp_path, ["inference.max_context=128"], run_id="drain-1") as endpoint:
-        with streaming(endpoint, n=4) as stream:
+    # so long that draining lasts for seconds: who asks late still finds it
+    overrides = ["model.max_seq_len=640", "inference.max_context=640"]
+    with serving(tmp_path, overrides, run_id="drain-1") as endpoint:
+        with streaming(endpoint, n=4, max_tokens=500) as stream:
             os.kill(rank_pid("drain-1", 0), signal.SIGTERM)
             while (answer := httpx.get(f"{endpoint.root}/health")).status_code == 200:
                 time.sleep(0.01)
