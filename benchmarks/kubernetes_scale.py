@@ -18,7 +18,7 @@ from statistics import median
 
 import yaml
 from tests.cluster.cluster import Cluster
-from tests.cluster.fake_nodes import LABEL, add_fake_nodes
+from tests.cluster.fake_nodes import LABEL, add_fake_nodes, wait_fake_nodes
 from tests.launcher.kubernetes.matrix import place, some_cluster
 from tests.launcher.kubernetes.real import Here
 
@@ -55,6 +55,7 @@ def submissions(cluster: Cluster, count: int, rounds: int) -> None:
     for round_ in range(rounds):
         # the first of a round may still meet what is left of the one before
         for side in list(seconds)[:: 1 if round_ % 2 == 0 else -1]:
+            wait_fake_nodes(cluster, count)  # one that is late with its heartbeat is left out
             with place(cluster) as here:
                 manifests = planned(here, count, f"run-{round_}")
                 text = yaml.safe_dump_all([dict(each) for each in manifests.documents])

@@ -9,7 +9,7 @@ from tests.cluster.machine import wait_until
 from tests.cluster.node import BLOCK_LABEL, GPU_LABELS, RACK_LABEL
 
 LABEL = "parctl.test/fake"
-PATIENCE_S = 120  # kwok says of each node every 50 seconds that it lives
+PATIENCE_S = 120  # kwok says of each node every 50 seconds that it lives; of thousands it is late
 NODES_PER_RACK = 16
 RACKS_PER_BLOCK = 4
 
@@ -21,21 +21,25 @@ def add_fake_nodes(cluster: Cluster, count: int, *, gpus: int) -> Iterator[dict[
     They carry a taint, so that nothing lands on them that does not tolerate everything.
     """
     cluster.controllers.ensure("kwok")
-    cluster.control_plane.restart_controller_manager(PATIENCE_S)
+    cluster.control_plane.restart_controller_manager(PATIENCE_S + count // 10)
     path = cluster.api.path("v1", "Node", None)
     names = [f"fake-{number:05}" for number in range(count)]
     try:
         for number, name in enumerate(names):
             cluster.api.request("POST", path, fake_node(name, number, gpus))
-
-        def ready() -> bool:
-            return all(condition("Ready")(node) for node in list_fake(cluster))
-
-        wait_until(ready, seconds=60 + count / 10, what=f"{count} fake nodes ready")
+        wait_fake_nodes(cluster, count)
         yield {LABEL: "true"}
     finally:
         remove_fake_nodes(cluster)
         cluster.control_plane.restart_controller_manager()
+
+
+def wait_fake_nodes(cluster: Cluster, count: int) -> None:
+    def ready() -> bool:
+        nodes = list_fake(cluster)
+        return len(nodes) == count and all(condition("Ready")(node) for node in nodes)
+
+    wait_until(ready, seconds=60 + count / 10, what=f"{count} fake nodes ready")
 
 
 def remove_fake_nodes(cluster: Cluster) -> None:
