@@ -13,6 +13,8 @@ from parctl.topology.layout import Layout
 from parctl.topology.model import Device, Hardware, Topology
 from parctl.topology.placement.hard_rule import inspect
 
+MOST_FAULTS = 3  # told one by one
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Devices:
@@ -110,6 +112,24 @@ def _in_common(devices: Iterable[tuple[Device, int]]) -> tuple[int | None, tuple
     known = [memory for memory in memories if memory is not None]
     complete = known and len(known) == len(memories)
     return min(known) if complete else None, tuple(name for name, _ in products.most_common())
+
+
+def explain_faults(topology: Topology) -> str | None:
+    """How many devices are not counted, and the first fault of each; None: all are counted."""
+    nodes = Counter(id(node.hardware) for node in topology.nodes)
+    hardware = {id(node.hardware): node.hardware for node in topology.nodes}
+    faults: Counter[str] = Counter()
+    for key, number in nodes.items():
+        for device in hardware[key].devices:
+            if device.faults:
+                faults[device.faults[0]] += number
+    if not faults:
+        return None
+    told = [f"{fault} ({number:,})" for fault, number in faults.most_common(MOST_FAULTS)]
+    rest = faults.total() - sum(number for _, number in faults.most_common(MOST_FAULTS))
+    if rest:
+        told.append(f"others ({rest:,})")
+    return f"not counted for a fault: {', '.join(told)}"
 
 
 def _without_faults(hardware: Hardware) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any
 from parctl._version import __version__
 from parctl.errors import CannotPlaceError
 from parctl.planner.degrees import Degrees, num_micro_batches
-from parctl.planner.devices import Devices, narrowed, survey
+from parctl.planner.devices import Devices, explain_faults, narrowed, survey
 from parctl.planner.expert_placement import explain_experts
 from parctl.planner.flops import flops_convention, model_flops_per_token, tokens_per_step
 from parctl.planner.gradients import with_grad_sync
@@ -72,10 +72,10 @@ def make_plan(
             pace=None if isinstance(pace, str) else pace,
         )
     except CannotPlaceError as error:
-        if usable is topology:
+        missing = explain_missing(topology, usable)
+        if not missing:
             raise
-        left = f"`placement` leaves {len(usable.nodes)} of {len(topology.nodes)} nodes"
-        raise CannotPlaceError(f"{error.message}; {left}", hint=error.hint) from error
+        raise CannotPlaceError("; ".join((error.message, *missing)), hint=error.hint) from error
     resolved, degrees = resolution.recipe, resolution.degrees
     stages: tuple[tuple[int, ...], ...] = ()
     traffic: dict[str, float] | None = None
@@ -113,6 +113,15 @@ def make_plan(
         backend={"kind": backend},
         parctl_version=__version__,
     )
+
+
+def explain_missing(topology: Topology, usable: Topology) -> list[str]:
+    """Why a cluster has fewer devices than it seems to."""
+    missing = []
+    if usable is not topology:
+        missing.append(f"`placement` leaves {len(usable.nodes)} of {len(topology.nodes)} nodes")
+    faults = explain_faults(usable)
+    return [*missing, faults] if faults else missing
 
 
 def _lay_out(

@@ -2,7 +2,12 @@
 
 from dataclasses import replace
 
-from parctl.planner.devices import survey
+import pytest
+
+from parctl.errors import CannotPlaceError
+from parctl.planner.devices import explain_faults, survey
+from parctl.planner.make import make_plan
+from parctl.recipes.loader import load_recipe
 from parctl.topology.model import Topology
 from parctl.topology.synthetic import parse_cluster
 
@@ -30,29 +35,43 @@ def test_a_hybrid_mesh_has_two_islands() -> None:
     assert dict(survey(parse_cluster("v100:1x8"), strict_node=False).islands) == {4: 2}
 
 
+def broken(topology: Topology, faults: dict[tuple[int, int], str]) -> Topology:
+    """The same cluster with these faults of (node, device)."""
+    nodes = []
+    for number, node in enumerate(topology.nodes):
+        devices = tuple(
+            replace(device, faults=(faults[number, position],))
+            if (number, position) in faults
+            else device
+            for position, device in enumerate(node.hardware.devices)
+        )
+        nodes.append(replace(node, hardware=replace(node.hardware, devices=devices)))
+    return replace(topology, nodes=tuple(nodes))
+
+
 def test_a_device_with_a_fault_is_not_counted() -> None:
-    topology = parse_cluster("h100:1x8")
-    hardware = topology.nodes[0].hardware
-    broken = replace(hardware.devices[2], faults=("fell off the bus",))
-    devices = survey(
-        Topology(
-            name=topology.name,
-            source=topology.source,
-            tiers=topology.tiers,
-            nodes=(
-                replace(
-                    topology.nodes[0],
-                    hardware=replace(
-                        hardware,
-                        devices=(*hardware.devices[:2], broken, *hardware.devices[3:]),
-                    ),
-                ),
-            ),
-        ),
-        strict_node=False,
-    )
+    topology = broken(parse_cluster("h100:1x8"), {(0, 2): "fell off the bus"})
+    devices = survey(topology, strict_node=False)
     assert (devices.count, dict(devices.islands)) == (7, {7: 1})
     assert devices.usable(4) == 4
+
+
+def test_devices_that_are_not_counted_are_told_with_their_faults() -> None:
+    whole = parse_cluster("h100:4x8")
+    assert explain_faults(whole) is None
+
+    silent = {(3, position): "node is not Ready" for position in range(8)}
+    others = dict(zip([(0, 0), (0, 1), (1, 1)], ("lost", "ECC errors", "no NVLink"), strict=True))
+    assert explain_faults(broken(whole, silent)) == "not counted for a fault: node is not Ready (8)"
+    told = "not counted for a fault: node is not Ready (8), lost (1), ECC errors (1), others (1)"
+    assert explain_faults(broken(whole, silent | others)) == told
+
+    recipe = load_recipe("llama-2-7b: FSDP32", [])
+    with pytest.raises(CannotPlaceError) as error:
+        make_plan(recipe, broken(whole, silent))
+    assert error.value.message == (
+        "fsdp(32) = 32, cluster has 24 GPUs; not counted for a fault: node is not Ready (8)"
+    )
 
 
 def test_unknown_memory_of_one_device_is_unknown_for_all() -> None:
