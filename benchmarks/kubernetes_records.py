@@ -28,6 +28,7 @@ import yaml
 from tests.cluster import programs
 from tests.cluster.api import Api, Object, condition
 from tests.cluster.cluster import Cluster
+from tests.cluster.controllers import DEFINITIONS
 from tests.cluster.fake_nodes import LABEL, fake_node, list_fake, remove_fake_nodes
 from tests.cluster.machine import wait_until
 from tests.helm.chart import one, render
@@ -64,7 +65,8 @@ def main() -> None:
 
 def apply_definition(cluster: Cluster) -> None:
     cluster.api.apply(one(render("helm4"), "CustomResourceDefinition"))
-    cluster.kubectl("wait", "--for=condition=Established", f"crd/{DEFINITION}")
+    established = condition("Established")
+    cluster.api.wait("CustomResourceDefinition", DEFINITION, established, None, DEFINITIONS)
 
 
 def reading(number: int) -> Reading:

@@ -17,9 +17,11 @@ def definition(cluster: Cluster) -> Iterator[None]:
     """The kind of records, without a release."""
     api = cluster.api
     api.apply(one(render("helm4"), "CustomResourceDefinition"))
-    cluster.kubectl("wait", "--for=condition=Established", f"crd/{DEFINITION}")
+    # `kubectl wait` fails at a definition that says nothing of itself yet
+    established = condition("Established")
+    api.wait("CustomResourceDefinition", DEFINITION, established, None, DEFINITIONS)
     yield
-    api.delete("CustomResourceDefinition", DEFINITION, None, "apiextensions.k8s.io/v1")
+    api.delete("CustomResourceDefinition", DEFINITION, None, DEFINITIONS)
 
 
 @pytest.fixture
