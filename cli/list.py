@@ -29,7 +29,7 @@ def list_(
     from parctl.cli.table import ago, print_table
     from parctl.launcher.backends import current_backend
     from parctl.launcher.owner import label_value, owner_name
-    from parctl.recipes.spec import to_json
+    from parctl.recipes.frozen import to_json
 
     check_format(output, ("table", "json", "yaml", "name"))
     runs = current_backend(backend).list()

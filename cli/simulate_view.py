@@ -9,7 +9,7 @@ from parctl.launcher.simulation import Saving, Simulation
 from parctl.planner.node_loss import NodeLoss
 from parctl.planner.plan import Plan
 from parctl.planner.sizes import size_text
-from parctl.recipes.spec import to_json
+from parctl.recipes.frozen import to_json
 from parctl.topology.names import few
 from parctl.topology.placement.request import product_text
 

@@ -34,7 +34,7 @@ def status(
     from parctl.cli.output import check_format, print_document
     from parctl.cli.table import print_table
     from parctl.launcher.backends import find_run
-    from parctl.recipes.spec import to_json
+    from parctl.recipes.frozen import to_json
 
     check_format(output, ("table", "wide", "json", "yaml"))
     owner, run_id = find_run(run, backend)

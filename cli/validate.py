@@ -22,8 +22,8 @@ def validate(
     """Check recipe files and report every problem at once."""
     from parctl.cli.output import check_format, print_document
     from parctl.errors import RecipeError
+    from parctl.recipes.frozen import to_json
     from parctl.recipes.loader import load_recipe
-    from parctl.recipes.spec import to_json
 
     check_format(output, ("table", "json", "yaml"))
     problems: list[Problem] = []

@@ -112,7 +112,7 @@ def _verdict(found: "Verification") -> str:
 
 
 def _document(found: "Verification") -> dict[str, Any]:
-    from parctl.recipes.spec import to_json
+    from parctl.recipes.frozen import to_json
 
     document: dict[str, Any] = to_json(found)
     document["equal"] = found.equal

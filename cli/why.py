@@ -26,7 +26,7 @@ def why(
     """Say in one sentence why a run waits or failed, and what would help."""
     from parctl.cli.output import check_format, print_document
     from parctl.launcher.backends import find_run
-    from parctl.recipes.spec import to_json
+    from parctl.recipes.frozen import to_json
 
     check_format(output, ("text", "json", "yaml"))
     owner, run_id = find_run(run, backend)

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from parctl.planner.plan import Plan
-from parctl.recipes.spec import Recipe
-from parctl.topology.model import Topology
+if TYPE_CHECKING:
+    from parctl.planner.plan import Plan
+    from parctl.recipes.spec import Recipe
+    from parctl.topology.model import Topology
 
 
 class State(StrEnum):
@@ -43,7 +44,7 @@ class Manifests:
 
     run_id: str
     backend: str
-    plan: Plan
+    plan: "Plan"
     documents: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...] = ()  # what whoever submits them should know
 
@@ -116,9 +117,11 @@ class Backend(Protocol):
     @property
     def cluster(self) -> str | None: ...  # topology source of its plans; None: this machine
     # what can begin before there is a plan; undone unless the run is submitted inside the `with`
-    def head_start(self, recipe: Recipe, run_id: str) -> AbstractContextManager[None]: ...
+    def head_start(self, recipe: "Recipe", run_id: str) -> AbstractContextManager[None]: ...
     # `topology`: the cluster that the plan was made for, where that is known
-    def render(self, plan: Plan, run_id: str, topology: Topology | None = None) -> Manifests: ...
+    def render(
+        self, plan: "Plan", run_id: str, topology: "Topology | None" = None
+    ) -> Manifests: ...
     def submit(self, manifests: Manifests) -> RunRef: ...
     def status(self, run_id: str) -> RunStatus: ...
     def logs(

@@ -33,7 +33,7 @@ from parctl.errors import BackendError
 from parctl.launcher.backend import RankStatus, State, Verdict
 from parctl.launcher.contexts import home
 from parctl.launcher.processes import Machine, Process
-from parctl.recipes.spec import from_json, to_json
+from parctl.recipes.frozen import from_json, to_json
 
 SCHEMA = 1
 

@@ -24,7 +24,7 @@ from parctl.launcher.ranks import CommandStarter, ForkStarter, Starter
 from parctl.launcher.run_directory import Record, RunDirectory
 from parctl.launcher.secrets import secret_values
 from parctl.launcher.verdict import fix_for, plain_verdict, reach_verdict
-from parctl.recipes.spec import from_json
+from parctl.recipes.frozen import from_json
 from parctl.topology.layout import Layout
 
 LAST_WRITE_S = 60.0  # how long the end of a run waits for room on a full disk

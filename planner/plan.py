@@ -14,7 +14,8 @@ from functools import cached_property
 from typing import Any
 
 from parctl.errors import UsageError
-from parctl.recipes.spec import Recipe, from_json, to_json
+from parctl.recipes.frozen import from_json, to_json
+from parctl.recipes.spec import Recipe
 from parctl.topology.layout import Layout, Proof, Slot
 
 SCHEMA = 1

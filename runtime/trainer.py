@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parctl.errors import ParctlError, UsageError
-from parctl.recipes.spec import TrainSpec, to_json
+from parctl.recipes.frozen import to_json
+from parctl.recipes.spec import TrainSpec
 from parctl.runtime import expert_load
 from parctl.runtime.checkpoint.checkpoints import (
     Progress,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parctl.errors import UnknownRunError, UsageError
 from parctl.launcher.backend import Diagnosis, LogLine, Manifests, RunRef, RunStatus
@@ -36,10 +36,12 @@ from parctl.launcher.kubernetes.submit import check, submit
 from parctl.launcher.kubernetes.watch import RunWatch
 from parctl.launcher.metrics import metrics_of
 from parctl.launcher.owner import owner_name
-from parctl.planner.plan import Plan
 from parctl.recipes.kubernetes_spec import DNS_LABEL, KubernetesSpec
-from parctl.recipes.spec import Recipe
-from parctl.topology.model import Topology
+
+if TYPE_CHECKING:
+    from parctl.planner.plan import Plan
+    from parctl.recipes.spec import Recipe
+    from parctl.topology.model import Topology
 
 JOBSET = ("jobset.x-k8s.io/v1alpha2", "JobSet")
 
@@ -62,7 +64,7 @@ class KubernetesBackend:
         return f"kubernetes:{self._kube_context}" if self._kube_context else "kubernetes"
 
     @contextmanager
-    def head_start(self, recipe: Recipe, run_id: str) -> Iterator[None]:
+    def head_start(self, recipe: "Recipe", run_id: str) -> Iterator[None]:
         """Ask the cluster what `kind: auto` is to be, while the plan is being made."""
         spec = recipe.launch.kubernetes or KubernetesSpec()
         self._recipe_namespace = spec.namespace
@@ -72,7 +74,7 @@ class KubernetesBackend:
                 self._has_lws = self.client.serves(LWS_API, LEADER_WORKER_SET)
         yield
 
-    def render(self, plan: Plan, run_id: str, topology: Topology | None = None) -> Manifests:
+    def render(self, plan: "Plan", run_id: str, topology: "Topology | None" = None) -> Manifests:
         """Pure but for `launch.workdir`, whose files are read here."""
         from parctl.launcher.kubernetes.render import Target, render
 

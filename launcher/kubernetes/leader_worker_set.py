@@ -14,10 +14,14 @@ of the cause; so its `restartPolicy` is None. A pod that is lost is made again b
 and the others wait for it. Nobody counts: an endpoint has no end but being cancelled. Pure.
 """
 
+from typing import TYPE_CHECKING
+
 from parctl.errors import UsageError
 from parctl.launcher.kubernetes.names import Object
-from parctl.planner.plan import Plan
 from parctl.recipes.kubernetes_spec import KubernetesSpec
+
+if TYPE_CHECKING:
+    from parctl.planner.plan import Plan
 
 LWS_API = "leaderworkerset.x-k8s.io/v1"
 LEADER_WORKER_SET = "LeaderWorkerSet"
@@ -27,7 +31,7 @@ NAME_LABEL = "leaderworkerset.sigs.k8s.io/name"
 EXCLUSIVE_TOPOLOGY = "leaderworkerset.sigs.k8s.io/exclusive-topology"
 
 
-def may_be_group(plan: Plan, spec: KubernetesSpec) -> bool:
+def may_be_group(plan: "Plan", spec: KubernetesSpec) -> bool:
     """Whether `kind: auto` may become a LeaderWorkerSet."""
     return (
         plan.recipe.task == "serve"
@@ -36,7 +40,7 @@ def may_be_group(plan: Plan, spec: KubernetesSpec) -> bool:
     )
 
 
-def check_group(plan: Plan, spec: KubernetesSpec) -> None:
+def check_group(plan: "Plan", spec: KubernetesSpec) -> None:
     """Raise UsageError for what a LeaderWorkerSet cannot give."""
     task = plan.recipe.task
     if task != "serve":
@@ -57,7 +61,7 @@ def check_group(plan: Plan, spec: KubernetesSpec) -> None:
         )
 
 
-def leader_worker_set(plan: Plan, template: Object) -> Object:
+def leader_worker_set(plan: "Plan", template: Object) -> Object:
     """The object that owns the pods, without its metadata. `template` has `metadata`, `spec`."""
     template["spec"]["restartPolicy"] = "Always"  # of a StatefulSet no other is allowed
     return {
@@ -82,7 +86,7 @@ def group_annotations(spec: KubernetesSpec, *, queued: bool) -> dict[str, str]:
     return {EXCLUSIVE_TOPOLOGY: spec.topology}
 
 
-def group_notes(plan: Plan) -> tuple[str, ...]:
+def group_notes(plan: "Plan") -> tuple[str, ...]:
     retries = plan.recipe.launch.retries
     if not retries:
         return ()

@@ -14,7 +14,7 @@ failures: both are replaced and not counted. A RayJob has a driver of its own th
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from parctl.launcher.kubernetes.names import (
     CONTAINER,
@@ -23,8 +23,10 @@ from parctl.launcher.kubernetes.names import (
     SAVED,
     Object,
 )
-from parctl.planner.plan import Plan
 from parctl.recipes.kubernetes_spec import KubernetesSpec, Recovery
+
+if TYPE_CHECKING:
+    from parctl.planner.plan import Plan
 
 Shape = Literal["job", "jobset", "rayjob", "leaderworkerset"]
 JOBSET_API = "jobset.x-k8s.io/v1alpha2"
@@ -42,7 +44,9 @@ def leader_host(shape: Shape, run_id: str) -> str:
     return f"{run_id}-0.{run_id}"
 
 
-def workload(shape: Shape, plan: Plan, run_id: str, recovery: Recovery, template: Object) -> Object:
+def workload(
+    shape: Shape, plan: "Plan", run_id: str, recovery: Recovery, template: Object
+) -> Object:
     """The object that owns the pods, without its metadata. `template` has `metadata`, `spec`."""
     retries, timeout_s = plan.recipe.launch.retries, plan.recipe.launch.timeout_s
     spec: Object = {

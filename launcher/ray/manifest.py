@@ -27,8 +27,9 @@ from parctl.launcher.ray.packages import (
 )
 from parctl.launcher.ray.record import OWNER_KEY, PLAN_KEY, STEPS_KEY
 from parctl.planner.plan import Plan
+from parctl.recipes.frozen import to_json
 from parctl.recipes.ray_spec import DEFAULTS
-from parctl.recipes.spec import Recipe, to_json
+from parctl.recipes.spec import Recipe
 
 SCHEMA = 1
 # the shell that Ray starts is replaced, so that Ray's signals reach the driver alone

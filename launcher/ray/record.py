@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from parctl.launcher.backend import RankStatus, State, Verdict
-from parctl.recipes.spec import from_json, to_json
+from parctl.recipes.frozen import from_json, to_json
 
 KEY = "parctl"
 # set by the client

@@ -11,7 +11,7 @@ from typing import Any
 from parctl.planner.chart.gantt import chart_mermaid
 from parctl.planner.chart.text import chart_text
 from parctl.planner.guide.topic import Topic, topics
-from parctl.recipes.spec import to_json
+from parctl.recipes.frozen import to_json
 
 MARGIN = 10  # of the words beside a heading
 TABLES: tuple[tuple[str, ...], ...] = (

@@ -15,7 +15,7 @@ from parctl.planner.time.constants import FITTED, Constants
 from parctl.planner.time.job import Fabric
 from parctl.planner.time.links import FAST, SLOW
 from parctl.planner.time.rates import generation_of, held_share
-from parctl.recipes.spec import from_json, to_json
+from parctl.recipes.frozen import from_json, to_json
 from parctl.topology.products import Product
 
 SCHEMA = 1

@@ -31,7 +31,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from parctl.errors import ParctlError, UsageError
-from parctl.recipes.spec import CheckpointSpec, ModelSpec, to_json
+from parctl.recipes.frozen import to_json
+from parctl.recipes.spec import CheckpointSpec, ModelSpec
 from parctl.runtime.checkpoint import directory as directory_of
 from parctl.runtime.checkpoint.directory import (
     FileRecord,

@@ -22,7 +22,8 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from parctl.errors import ParctlError, UsageError
-from parctl.recipes.spec import ModelSpec, from_json
+from parctl.recipes.frozen import from_json
+from parctl.recipes.spec import ModelSpec
 from parctl.runtime.checkpoint.checkpoints import TOKENIZER, read_progress
 from parctl.runtime.checkpoint.directory import NAME, find_checkpoints, wrong_content, wrong_size
 from parctl.runtime.data.check import end_mark

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from parctl.recipes.spec import ModelSpec, from_json, to_json
+from parctl.recipes.frozen import from_json, to_json
+from parctl.recipes.spec import ModelSpec
 from parctl.runtime.checkpoint.checkpoints import read_progress, refuse_other_model
 from parctl.runtime.huggingface import weights as huggingface
 from parctl.runtime.inference.stage import Stage, for_inference

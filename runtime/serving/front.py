@@ -25,7 +25,7 @@ import uvicorn
 
 from parctl.errors import ParctlError, UsageError
 from parctl.launcher.processes import die_with_parent, set_name
-from parctl.recipes.spec import from_json
+from parctl.recipes.frozen import from_json
 from parctl.runtime.inference.chat import load_template
 from parctl.runtime.inference.detokenize import load_text
 from parctl.runtime.serving.app import Endpoint

@@ -9,7 +9,8 @@ import sys
 from typing import Any
 
 from parctl.errors import ParctlError, UsageError
-from parctl.recipes.spec import Recipe, to_json
+from parctl.recipes.frozen import to_json
+from parctl.recipes.spec import Recipe
 from parctl.runtime.serving.order import Order
 
 END_S = 5.0  # for the front to end by itself

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from parctl.errors import ParctlError
-from parctl.recipes.spec import from_json
+from parctl.recipes.frozen import from_json
 from parctl.runtime.inference.request import Emitted, Request
 from parctl.runtime.serving.routing import PrefixRouter
 from parctl.runtime.serving.wire import MOST_LINE, Hello, pack, pack_request, tokens_from, unpack

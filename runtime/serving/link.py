@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from parctl.errors import ParctlError
-from parctl.recipes.spec import to_json
+from parctl.recipes.frozen import to_json
 from parctl.runtime.inference.request import Emitted
 from parctl.runtime.serving.wire import Hello, pack, pack_tokens, unpack
 

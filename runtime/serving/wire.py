@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from parctl.recipes.spec import from_json, to_json
+from parctl.recipes.frozen import from_json, to_json
 from parctl.runtime.inference.request import Emitted, FinishReason, Request, Sampling
 
 MOST_LINE = 1 << 28  # bytes

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from tests.recipes.malformed import GOOD
 
 from parctl.errors import RecipeError
+from parctl.recipes.frozen import from_json, to_json
 from parctl.recipes.loader import load_recipe
 from parctl.recipes.shipped import shipped_recipes
-from parctl.recipes.spec import Recipe, ScriptSpec, SecretSpec, from_json, to_json
+from parctl.recipes.spec import Recipe, ScriptSpec, SecretSpec
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from parctl.recipes.frozen import from_json, to_json
 from parctl.recipes.models import complete_model
-from parctl.recipes.spec import ModelSpec, MoeSpec, from_json, to_json
+from parctl.recipes.spec import ModelSpec, MoeSpec
 
 LLAMA: dict[str, Any] = {
     "family": "llama", "num_layers": 2, "dim": 64, "num_heads": 4, "ffn_dim": 128,

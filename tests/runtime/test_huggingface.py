@@ -16,9 +16,10 @@ from parctl.cli.main import run
 from parctl.errors import UsageError
 from parctl.launcher.launch import launch_plan
 from parctl.launcher.run_directory import runs_root
+from parctl.recipes.frozen import to_json
 from parctl.recipes.hf_config import read_hf_config
 from parctl.recipes.models import complete_model
-from parctl.recipes.spec import MlaSpec, ModelSpec, MoeSpec, to_json
+from parctl.recipes.spec import MlaSpec, ModelSpec, MoeSpec
 from parctl.runtime.huggingface.check import refuse_bad_weights
 from parctl.runtime.huggingface.export import export, read
 from parctl.runtime.huggingface.files import list_tensors

@@ -1,6 +1,8 @@
 """The command line on Kubernetes: dry runs, names of places, lists, errors and their codes."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,6 +138,21 @@ def test_a_list_shows_the_runs_of_the_namespace_or_only_mine(
     found: Any = json.loads("[]")
     assert run(["list", "-b", "kubernetes", "-n", "team-z", "-o", "json"]) == 0
     assert json.loads(capsys.readouterr().out) == found
+
+
+@pytest.mark.parametrize("words", [["list"], ["status", "one"]], ids=" ".join)
+def test_looking_at_runs_loads_neither_planner_nor_specs(api: FakeApi, words: list[str]) -> None:
+    """Whoever looks pays for every import; pydantic is not among these, for Typer wants it."""
+    submitted("one", "ada")
+    program = (
+        "import sys\n"
+        "from parctl.cli.main import run\n"
+        f"code = run({[*words, '-b', 'kubernetes']!r})\n"
+        "heavy = {'parctl.planner', 'parctl.recipes.spec', 'kubernetes', 'numpy', 'torch'}\n"
+        "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_unknown_run_names_the_namespace(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from parctl.recipes.spec import to_json
+from parctl.recipes.frozen import to_json
 from parctl.runtime.inference.request import Emitted, Request, Sampling
 from parctl.runtime.serving.hub import Hub, RefusedError, ReplicaLostError
 from parctl.runtime.serving.wire import Hello, pack, pack_tokens, unpack
