@@ -26,11 +26,10 @@ from statistics import median
 
 import yaml
 from tests.cluster import programs
-from tests.cluster.api import Api, Object, condition
+from tests.cluster.api import Api, Object
 from tests.cluster.cluster import Cluster
-from tests.cluster.controllers import DEFINITIONS
-from tests.cluster.fake_nodes import LABEL, fake_node, list_fake, remove_fake_nodes
-from tests.cluster.machine import wait_until
+from tests.cluster.controllers import define
+from tests.cluster.fake_nodes import LABEL, fake_node, remove_fake_nodes, wait_fake_nodes
 from tests.helm.chart import one, render
 from tests.launcher.kubernetes.matrix import some_cluster
 
@@ -64,9 +63,7 @@ def main() -> None:
 
 
 def apply_definition(cluster: Cluster) -> None:
-    cluster.api.apply(one(render("helm4"), "CustomResourceDefinition"))
-    established = condition("Established")
-    cluster.api.wait("CustomResourceDefinition", DEFINITION, established, None, DEFINITIONS)
+    define(cluster.api, [one(render("helm4"), "CustomResourceDefinition")])
 
 
 def reading(number: int) -> Reading:
@@ -98,15 +95,11 @@ def recorded_nodes(cluster: Cluster, count: int) -> Iterator[int]:
     try:
         with ThreadPoolExecutor(CLIENTS) as pool:  # its threads are born in this network
             sizes = list(pool.map(lambda share: make_records(cluster, share), shares))
-        wait_until(lambda: num_ready(cluster) == count, seconds=60 + count / 10, what="nodes ready")
+        wait_fake_nodes(cluster, count)
         yield max(sizes)
     finally:
         remove_fake_nodes(cluster)
         cluster.heal()
-
-
-def num_ready(cluster: Cluster) -> int:
-    return sum(condition("Ready")(node) for node in list_fake(cluster))
 
 
 def make_records(cluster: Cluster, numbers: range) -> int:

@@ -116,19 +116,14 @@ def _in_common(devices: Iterable[tuple[Device, int]]) -> tuple[int | None, tuple
 
 def explain_faults(topology: Topology) -> str | None:
     """How many devices are not counted, and the first fault of each; None: all are counted."""
-    nodes = Counter(id(node.hardware) for node in topology.nodes)
-    hardware = {id(node.hardware): node.hardware for node in topology.nodes}
-    faults: Counter[str] = Counter()
-    for key, number in nodes.items():
-        for device in hardware[key].devices:
-            if device.faults:
-                faults[device.faults[0]] += number
+    devices = (device for node in topology.nodes for device in node.hardware.devices)
+    faults = Counter(device.faults[0] for device in devices if device.faults)
     if not faults:
         return None
-    told = [f"{fault} ({number:,})" for fault, number in faults.most_common(MOST_FAULTS)]
-    rest = faults.total() - sum(number for _, number in faults.most_common(MOST_FAULTS))
-    if rest:
-        told.append(f"others ({rest:,})")
+    most = dict(faults.most_common(MOST_FAULTS))
+    if len(faults) > len(most):
+        most["others"] = faults.total() - sum(most.values())
+    told = [f"{fault} ({number:,})" for fault, number in most.items()]
     return f"not counted for a fault: {', '.join(told)}"
 
 

@@ -12,7 +12,7 @@ import signal
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,12 +123,7 @@ class Controllers:
         definitions, webhooks = self.manifests(controller)
         namespace = {"name": f"{controller.name}-system"}
         self.api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": namespace})
-        for item in definitions:
-            self.api.apply(item)
-        for item in definitions:
-            name = item["metadata"]["name"]
-            established = condition("Established")
-            self.api.wait("CustomResourceDefinition", name, established, None, DEFINITIONS)
+        define(self.api, definitions)
         self.start(controller)
         for item in webhooks:
             self.api.apply(item)
@@ -261,3 +256,12 @@ def read_all(folder: Path) -> Iterator[Object]:
         for item in yaml.load_all(file.read_text(), yaml.CSafeLoader):  # megabytes
             if item:
                 yield item
+
+
+def define(api: Api, definitions: Sequence[Object]) -> None:
+    """Make kinds known. `kubectl wait` fails at a definition that says nothing of itself yet."""
+    for item in definitions:
+        api.apply(item)
+    for item in definitions:
+        name, established = item["metadata"]["name"], condition("Established")
+        api.wait("CustomResourceDefinition", name, established, None, DEFINITIONS)

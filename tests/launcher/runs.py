@@ -1,6 +1,7 @@
 """Launching hand-made plans in tests, and looking at what is left of them."""
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +20,22 @@ BACKEND = LocalBackend()
 def python(*lines: str) -> list[str]:
     """A command that runs these lines of Python; without site packages it starts fast."""
     return [sys.executable, "-S", "-c", "\n".join(lines)]
+
+
+def run_lightly(words: list[str], heavy: set[str]) -> tuple[int, str]:
+    """Run parctl's command in a process of its own. Returns its exit code and stderr.
+
+    A module of `heavy` that it loaded is an exit code of 1 with the modules' names.
+    """
+    program = (
+        "import sys\n"
+        "from parctl.cli.main import run\n"
+        f"code = run({words!r})\n"
+        f"loaded = {heavy!r} & set(sys.modules)\n"
+        "sys.exit(str(loaded) if loaded else code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    return done.returncode, done.stderr
 
 
 def launch(plan: Plan, run_id: str = "probe-1") -> str:

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.cluster.api import condition
 from tests.cluster.cluster import Cluster
-from tests.cluster.controllers import CONTROLLERS, DEFINITIONS
+from tests.cluster.controllers import CONTROLLERS, DEFINITIONS, define
 from tests.helm.chart import one, render
 from tests.helm.conftest import DEFINITION
 from tests.launcher.kubernetes.real import Here
@@ -16,10 +15,7 @@ from tests.launcher.kubernetes.real import Here
 def definition(cluster: Cluster) -> Iterator[None]:
     """The kind of records, without a release."""
     api = cluster.api
-    api.apply(one(render("helm4"), "CustomResourceDefinition"))
-    # `kubectl wait` fails at a definition that says nothing of itself yet
-    established = condition("Established")
-    api.wait("CustomResourceDefinition", DEFINITION, established, None, DEFINITIONS)
+    define(api, [one(render("helm4"), "CustomResourceDefinition")])
     yield
     api.delete("CustomResourceDefinition", DEFINITION, None, DEFINITIONS)
 
@@ -27,7 +23,7 @@ def definition(cluster: Cluster) -> Iterator[None]:
 @pytest.fixture
 def here(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
     cluster.controllers.ensure("jobset", "kueue")
-    define(cluster, "kuberay", "lws")
+    define_kinds(cluster, "kuberay", "lws")
     with cluster.namespace() as namespace:
         place = Here(cluster=cluster, namespace=namespace, folder=tmp_path)
         for name, value in place.environment.items():
@@ -35,14 +31,13 @@ def here(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         yield place
 
 
-def define(cluster: Cluster, *controllers: str) -> None:
+def define_kinds(cluster: Cluster, *controllers: str) -> None:
     """The kinds of these controllers, without the controllers: what is launched is not started."""
     for controller in controllers:
         definitions, _ = cluster.controllers.manifests(CONTROLLERS[controller])
+        missing = []  # they are large
         for each in definitions:
             there = ("CustomResourceDefinition", each["metadata"]["name"])
-            if cluster.api.find(*there, api_version=DEFINITIONS) is None:  # they are large
-                cluster.api.apply(each)
-        for each in definitions:
-            name, established = each["metadata"]["name"], condition("Established")
-            cluster.api.wait("CustomResourceDefinition", name, established, None, DEFINITIONS)
+            if cluster.api.find(*there, api_version=DEFINITIONS) is None:
+                missing.append(each)
+        define(cluster.api, missing)

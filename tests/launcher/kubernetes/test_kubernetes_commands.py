@@ -1,8 +1,6 @@
 """The command line on Kubernetes: dry runs, names of places, lists, errors and their codes."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import pytest
 import yaml
 from tests.launcher.kubernetes.cases import TARGET, plan_of
 from tests.launcher.kubernetes.fake_api import FakeApi, kubeconfig, serve
+from tests.launcher.runs import run_lightly
 
 from parctl.cli.main import run
 from parctl.launcher.kubernetes.client import Client
@@ -144,15 +143,8 @@ def test_a_list_shows_the_runs_of_the_namespace_or_only_mine(
 def test_looking_at_runs_loads_neither_planner_nor_specs(api: FakeApi, words: list[str]) -> None:
     """Whoever looks pays for every import; pydantic is not among these, for Typer wants it."""
     submitted("one", "ada")
-    program = (
-        "import sys\n"
-        "from parctl.cli.main import run\n"
-        f"code = run({[*words, '-b', 'kubernetes']!r})\n"
-        "heavy = {'parctl.planner', 'parctl.recipes.spec', 'kubernetes', 'numpy', 'torch'}\n"
-        "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else code)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    heavy = {"parctl.planner", "parctl.recipes.spec", "kubernetes", "numpy", "torch"}
+    assert run_lightly([*words, "-b", "kubernetes"], heavy) == (0, "")
 
 
 def test_an_unknown_run_names_the_namespace(
