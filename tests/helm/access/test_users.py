@@ -37,6 +37,8 @@ def a_run(kind: str) -> Part:
         ok(user, "delete", run)
         other = here.recipe(SLEEP, "DP2", kubernetes={"kind": kind})
         ok(user, "launch", str(other), "--run-id", f"{run}-2")
+        # the first run may be over before anybody watches it
+        assert user.parctl("wait", f"{run}-2", "--timeout", "3").returncode == 124
         ok(user, "cancel", f"{run}-2", "--grace", "1")
         ok(user, "delete", f"{run}-2")
 
