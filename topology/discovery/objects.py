@@ -1,7 +1,8 @@
 """What is published about a node, as Kubernetes objects. Pure: nothing here talks to a cluster.
 
 The record is a `NodeTopology` named after its node, and goes with it. Where the cluster does not
-have that kind, it is a ConfigMap in the daemon's own namespace, and goes with the daemon's pod.
+have that kind, it is a ConfigMap in the daemon's own namespace, and goes with the daemon's pod;
+a container that starts again in that pod, as after a reboot, finds it.
 """
 
 import json
@@ -10,6 +11,7 @@ from typing import Any
 
 from parctl.topology.discovery.conditions import HEALTHY, Change, Condition, status_of
 from parctl.topology.discovery.record import Record
+from parctl.topology.document import mapping
 
 GROUP, VERSION, PLURAL, KIND = "parctl.dev", "v1alpha1", "nodetopologies", "NodeTopology"
 DEFINITION = f"{PLURAL}.{GROUP}"
@@ -66,6 +68,14 @@ def config_map(
         },
         "data": {CONFIG_KEY: json.dumps(content, separators=(",", ":"), sort_keys=True)},
     }
+
+
+def in_config_map(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What such a ConfigMap holds: `node`, `spec`, `status`. Empty for one that holds no record."""
+    try:
+        return mapping(json.loads(mapping(item, "data").get(CONFIG_KEY) or ""))
+    except (ValueError, TypeError, RecursionError):
+        return {}
 
 
 def event(change: Change, node: Mapping[str, Any], *, now: str, name: str) -> Object:

@@ -9,22 +9,24 @@ What the cluster has is looked at before each reading is told: a record that was
 hand or lost with its node is written anew, and one that is as it should be costs that one look.
 """
 
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
 from parctl.errors import BackendError
 from parctl.topology.discovery import objects
-from parctl.topology.discovery.conditions import Condition, changes, conditions_of
+from parctl.topology.discovery.conditions import Change, Condition, changes, conditions_of
 from parctl.topology.discovery.objects import Object
 from parctl.topology.discovery.reading import Reading
 from parctl.topology.discovery.record import Record, empty_record, lost, record_of
+from parctl.topology.document import mapping, mappings
 
 MANAGER = "parctl-discovery"
 APPLY, MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
-NOT_FOUND, CONFLICT = 404, 409
+FORBIDDEN, NOT_FOUND, CONFLICT = 403, 404, 409
 NO_DEFINITION = (
     f"no definition {objects.DEFINITION} in this cluster: install one release of the chart with"
     " crds.install=true, or set discovery.publish=configMap"
@@ -82,7 +84,7 @@ def publish(
     """Tell the cluster of a reading. What it was told before is not told again.
 
     Whatever the API answers with, other than a conflict, is raised as it came. Only a cluster
-    without the definition is told of by name.
+    without the definition is told of by name, and who may not create events does without them.
     """
     moment = now().isoformat(timespec="seconds").replace("+00:00", "Z")
     # of a reading that failed nothing is known: the last record stands
@@ -117,28 +119,36 @@ def publish(
     if target.taint_effect:
         _apply_taint(api, target, conditions, node, target.taint_effect)
     if target.events:
-        for number, change in enumerate(changes(before.conditions, conditions)):
-            name = f"{target.node}.{time.time_ns() + number:x}"
-            document = objects.event(change, node, now=moment, name=name)
-            api.ask("POST", f"/api/v1/namespaces/{objects.EVENTS_NAMESPACE}/events", body=document)
+        _create_events(api, target, changes(before.conditions, conditions), node, moment)
     return told
 
 
 def recall(api: Api, target: Target, told: Published | None) -> Published:
     """What the cluster has: of `told`, if nobody touched it, else of an earlier daemon or a hand.
 
-    Nothing is told twice, and what is not there any more is expected no more.
+    Nothing is told twice, and what is not there any more is expected no more. A ConfigMap is
+    written whole at each reading, so it is looked at only when the daemon starts.
     """
     if target.publish == "configMap":
-        return told or Published()  # an earlier one went with the pod that owned it
+        if told is not None:
+            return told
+        path = _config_map_path(target)
+    else:
+        path = f"{objects.RECORDS_PATH}/{target.node}"
     try:
-        found = api.ask("GET", f"{objects.RECORDS_PATH}/{target.node}")
+        found = api.ask("GET", path)
     except BackendError as error:
         if getattr(error, "code", None) == NOT_FOUND:
             return Published()
         raise
-    record = found.get("spec") or {}
-    conditions = tuple((found.get("status") or {}).get("conditions") or ())
+    content = objects.in_config_map(found) if target.publish == "configMap" else found
+    record = dict(mapping(content, "spec"))
+    # the definition sees to their keys; a ConfigMap may have been edited
+    conditions = tuple(
+        dict(each)
+        for each in mappings(mapping(content, "status").get("conditions"))
+        if {"type", "status", "reason", "message", "lastTransitionTime"} <= set(each)
+    )
     if told is not None and (record, conditions) == (told.record, told.conditions):
         return told
     return Published(record=record, conditions=conditions)
@@ -164,8 +174,24 @@ def _apply_record(api: Api, path: str, document: Object) -> None:
 def _apply_config_map(api: Api, target: Target, record: Record, status: Object) -> None:
     pod = {"name": target.pod_name, "uid": target.pod_uid}
     document = objects.config_map(record, status, name=target.config_map, node=target.node, pod=pod)
-    path = f"/api/v1/namespaces/{target.namespace}/configmaps/{target.config_map}"
+    path = _config_map_path(target)
     api.ask("PATCH", path, _applying(force=True), body=document, content=APPLY)
+
+
+def _create_events(
+    api: Api, target: Target, found: Iterable[Change], node: Object, moment: str
+) -> None:
+    path = f"/api/v1/namespaces/{objects.EVENTS_NAMESPACE}/events"
+    for number, change in enumerate(found):
+        name = f"{target.node}.{time.time_ns() + number:x}"
+        document = objects.event(change, node, now=moment, name=name)
+        try:
+            api.ask("POST", path, body=document)
+        except BackendError as error:
+            if getattr(error, "code", None) != FORBIDDEN:
+                raise
+            # the conditions say it too, and a record that waits for this would never be told
+            print(f"no event of {change.reason}: {error}", file=sys.stderr, flush=True)
 
 
 def _apply_labels(api: Api, target: Target, record: Record, node: Object) -> None:
@@ -196,6 +222,10 @@ def _apply_taint(
             if getattr(error, "code", None) != CONFLICT:
                 raise
             node = api.ask("GET", _node_path(target))
+
+
+def _config_map_path(target: Target) -> str:
+    return f"/api/v1/namespaces/{target.namespace}/configmaps/{target.config_map}"
 
 
 def _node_path(target: Target) -> str:

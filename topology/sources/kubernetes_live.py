@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from parctl.errors import BackendError, UsageError
@@ -30,14 +31,14 @@ ERRORS, NOT_SERVED, FORBIDDEN, GONE = 400, 404, (401, 403), 410
 def read_cluster(context: str | None) -> Topology:
     """Read the cluster of a kubeconfig context; None is the current one, or the pod's own."""
     with _client(context) as client:
-        objects = _read_objects(client)
+        objects = _read_objects(client, context)
         host = client.configuration.host
     if not objects.nodes:
         raise BackendError(f"Kubernetes at {host} lists no node")
     return build(objects, name=context or "kubernetes", source=f"k8s {host}")
 
 
-def _read_objects(client: Any) -> Objects:
+def _read_objects(client: Any, context: str | None) -> Objects:
     """Nodes, which are needed, and what else may be listed."""
     api = importlib.import_module("kubernetes.client")
     core, custom = api.CoreV1Api(client), api.CustomObjectsApi(client)
@@ -68,27 +69,52 @@ def _read_objects(client: Any) -> Objects:
         except BackendError as error:
             objects.cut.append(f"{plural}: {error.message}")
     if not objects.records:
-        objects.records += _config_maps(core)
+        _read_config_maps(core, _namespace(context), objects)
     return objects
 
 
-def _config_maps(core: Any) -> list[Mapping[str, Any]]:
-    """Records of a daemon without a kind of its own; who may not list them has none."""
+def _read_config_maps(core: Any, namespace: str, into: Objects) -> None:
+    """Records of a daemon without a kind of its own: of every namespace, else of the context's."""
 
-    def ask(**page: Any) -> Any:
-        answer = core.list_config_map_for_all_namespaces(
-            label_selector=CONFIG_LABEL,
-            _preload_content=False,
-            _request_timeout=TIMEOUT_S,
-            **page,
+    api = importlib.import_module("kubernetes.client")
+
+    def decoded(ask: Callable[..., Any], **page: Any) -> Any:
+        answer = ask(
+            label_selector=CONFIG_LABEL, _preload_content=False, _request_timeout=TIMEOUT_S, **page
         )
+        if answer.status >= ERRORS:
+            raise api.ApiException(status=answer.status, reason=answer.reason)
         return json.loads(answer.data)
 
+    places: tuple[tuple[str, Callable[..., Any]], ...] = (
+        ("of every namespace", core.list_config_map_for_all_namespaces),
+        (f"of namespace {namespace}", partial(core.list_namespaced_config_map, namespace)),
+    )
+    refusals = []
+    for place, ask in places:
+        plural = f"configmaps {place}"
+        try:
+            found = _pages(partial(decoded, ask), plural, optional=True)
+        except BackendError as error:
+            refusals.append(error.message)
+            continue
+        kind = {"kind": "ConfigMap", "apiVersion": "v1"}
+        into.records += [{**kind, **item} for item in found or ()]
+        break
+    if refusals and not into.records:
+        into.cut.append(f"records of nodes, if ConfigMaps hold them: {'; '.join(refusals)}")
+
+
+def _namespace(context: str | None) -> str:
+    """The namespace of a context, or of the pod that this runs in."""
+    config = importlib.import_module("kubernetes.config")
     try:
-        found = _pages(ask, "configmaps", optional=True) or []
-    except BackendError:
-        return []
-    return [{"kind": "ConfigMap", "apiVersion": "v1", **item} for item in found]
+        contexts, current = config.list_kube_config_contexts(os.environ.get("KUBECONFIG"))
+    except config.ConfigException:
+        place = Path(config.incluster_config.SERVICE_CERT_FILENAME).with_name("namespace")
+        return place.read_text().strip() if place.is_file() else "default"
+    chosen = next((each for each in contexts if each["name"] == context), current)
+    return text_of(mapping(chosen, "context").get("namespace")) or "default"
 
 
 def _client(context: str | None) -> Any:

@@ -5,13 +5,12 @@ says of the node, with one exception: the cluster hands out what is allocatable 
 that is less, the rest of the GPUs is shown and not used.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from parctl.errors import UsageError
-from parctl.topology.discovery.objects import CONFIG_KEY, CONFIG_LABEL, GROUP, KIND
+from parctl.topology.discovery.objects import CONFIG_LABEL, GROUP, KIND, in_config_map
 from parctl.topology.discovery.record import lost, node_of
 from parctl.topology.document import mapping, mappings, text_of
 from parctl.topology.model import Hardware
@@ -111,9 +110,5 @@ def handed_out(hardware: Hardware, count: int) -> Hardware:
 def _spec_of(item: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:
     if item.get("kind") == KIND:
         return text_of(mapping(item, "metadata").get("name")), mapping(item, "spec")
-    try:
-        content = json.loads(mapping(item, "data").get(CONFIG_KEY) or "")
-    except (ValueError, TypeError, RecursionError):
-        return None, {}
-    content = mapping(content)
+    content = in_config_map(item)
     return text_of(content.get("node")), mapping(content, "spec")

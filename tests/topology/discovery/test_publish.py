@@ -89,6 +89,33 @@ def test_a_fault_is_an_event_of_the_node() -> None:
     assert (event["type"], event["reason"]) == ("Warning", "DeadNvlink")
 
 
+def test_who_may_not_create_events_has_the_record_told_all_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cluster = Cluster()
+    before = told(cluster, reading())
+    cluster.refuse["POST /api/v1/namespaces/default/events"] = [403]
+
+    after = told(cluster, reading(None, DEAD_LINK), before)
+
+    assert told(cluster, reading(None, DEAD_LINK), after) is after
+    assert cluster.events == []
+    assert cluster.objects[RECORD]["status"]["conditions"] == list(after.conditions)
+    assert "no event of DeadNvlink: the server answers 403" in capsys.readouterr().err
+
+
+def test_events_that_a_server_could_not_take_are_told_again() -> None:
+    cluster = Cluster()
+    before = told(cluster, reading())
+    cluster.refuse["POST /api/v1/namespaces/default/events"] = [503]
+
+    with pytest.raises(Refused):
+        told(cluster, reading(None, DEAD_LINK), before)
+    told(cluster, reading(None, DEAD_LINK), before)
+
+    assert [event["reason"] for event in cluster.events] == ["DeadNvlink"]
+
+
 def test_without_events_a_fault_is_a_condition_only() -> None:
     cluster = Cluster()
 
@@ -194,13 +221,48 @@ def test_without_the_kind_the_record_is_a_config_map_of_the_pod() -> None:
 
     told(cluster, reading(), publish="configMap")
 
-    path = "/api/v1/namespaces/parctl/configmaps/parctl-topology-gpu-1"
-    assert cluster.asked == [f"PATCH {path}"]
-    metadata = cluster.objects[path]["metadata"]
+    assert cluster.asked == [f"PATCH {CONFIG_MAP}"]
+    metadata = cluster.objects[CONFIG_MAP]["metadata"]
     assert metadata["labels"] == {"parctl.dev/node-topology": "true"}
     assert metadata["ownerReferences"] == [
         {"apiVersion": "v1", "kind": "Pod", "name": "discovery-x", "uid": "u-2"}
     ]
+
+
+CONFIG_MAP = "/api/v1/namespaces/parctl/configmaps/parctl-topology-gpu-1"
+
+
+def test_a_gpu_that_is_missing_after_a_reboot_is_a_fault_by_the_config_map_too() -> None:
+    cluster = Cluster()
+    told(cluster, reading(node(4)), publish="configMap")
+
+    known = recall(cluster, replace(TARGET, publish="configMap"), None)
+    after = told(cluster, reading(node(2)), known, publish="configMap")
+
+    health = {each["type"]: each["reason"] for each in after.conditions}
+    assert health["DevicesHealthy"] == "MissingGpu"
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        {},
+        {"record.json": "{"},
+        {"record.json": "[1]"},
+        {"record.json": '{"spec": [], "status": {"conditions": [{"type": "Healthy"}, 5]}}'},
+        {"record.json": '{"spec": {"expected": {"gpus": "many", "nics": 1}, "gpus": 7}}'},
+    ],
+)
+def test_a_config_map_that_was_edited_by_hand_is_put_right(edited: dict[str, str]) -> None:
+    cluster = Cluster()
+    told(cluster, reading(), publish="configMap")
+    wanted = cluster.objects[CONFIG_MAP]["data"]
+    cluster.objects[CONFIG_MAP]["data"] = edited
+
+    known = recall(cluster, replace(TARGET, publish="configMap"), None)
+    told(cluster, reading(), known, publish="configMap")
+
+    assert cluster.objects[CONFIG_MAP]["data"] == wanted
 
 
 def test_a_config_map_that_was_deleted_comes_back_with_the_next_reading() -> None:

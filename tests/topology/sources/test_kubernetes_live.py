@@ -20,8 +20,10 @@ def node(name: str) -> dict[str, Any]:
     }
 
 
-def use_config(path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = {
+def use_config(
+    path: Path, address: str, monkeypatch: pytest.MonkeyPatch, namespace: str | None = None
+) -> None:
+    config: dict[str, Any] = {
         "apiVersion": "v1",
         "kind": "Config",
         "current-context": "lab",
@@ -29,6 +31,8 @@ def use_config(path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> Non
         "users": [{"name": "u", "user": {"token": "secret"}}],
         "contexts": [{"name": "lab", "context": {"cluster": "c", "user": "u"}}],
     }
+    if namespace is not None:
+        config["contexts"][0]["context"]["namespace"] = namespace
     path.write_text(yaml.safe_dump(config))
     monkeypatch.setenv("KUBECONFIG", str(path))
 
@@ -121,16 +125,45 @@ def test_records_in_config_maps_are_read_where_there_is_no_such_kind(
     assert topology.nodes[0].hardware.matrix == (("X", "NV4"), ("NV4", "X"))
 
 
-def test_config_maps_that_may_not_be_listed_are_nobodys_loss(
+def test_who_may_not_list_all_config_maps_is_asked_for_those_of_the_contexts_namespace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("kubernetes", reason="the package `kubernetes` is not installed")
-    answers: dict[str, Any] = {"/api/v1/nodes": {"items": [node("n1")]}, CONFIG_MAPS: 403}
+    content = {"node": "n1", "spec": RECORD, "status": {}}
+    labels = {"parctl.dev/node-topology": "true"}
+    wrapped = {"metadata": {"labels": labels}, "data": {"record.json": json.dumps(content)}}
+    answers: dict[str, Any] = {
+        "/api/v1/nodes": {"items": [node("n1")]},
+        CONFIG_MAPS: 403,
+        "/api/v1/namespaces/parctl/configmaps": {"items": [wrapped]},
+    }
+    with answering(answers) as (address, _):
+        use_config(tmp_path / "config", address, monkeypatch, namespace="parctl")
+        topology = discover("kubernetes:lab")
+
+    assert topology.nodes[0].hardware.matrix == (("X", "NV4"), ("NV4", "X"))
+    assert not any("ConfigMap" in sentence for sentence in topology.unknown)
+
+
+def test_config_maps_that_may_not_be_listed_are_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they hold may be faults: a check that did not see them does not keep that to itself."""
+    pytest.importorskip("kubernetes", reason="the package `kubernetes` is not installed")
+    answers: dict[str, Any] = {
+        "/api/v1/nodes": {"items": [node("n1")]},
+        CONFIG_MAPS: 403,
+        "/api/v1/namespaces/default/configmaps": 403,
+    }
     with answering(answers) as (address, _):
         use_config(tmp_path / "config", address, monkeypatch)
         topology = discover("kubernetes:lab")
 
-    assert not any("configmaps" in sentence for sentence in topology.unknown)
+    assert topology.unknown[0] == (
+        "records of nodes, if ConfigMaps hold them: Kubernetes answers 403 Forbidden when asked for"
+        " configmaps of every namespace; Kubernetes answers 403 Forbidden when asked for configmaps"
+        " of namespace default"
+    )
 
 
 def test_what_may_not_be_listed_is_unknown_and_nodes_are_needed(
