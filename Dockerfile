@@ -1,9 +1,11 @@
 # check=skip=InvalidDefaultArgInFrom
 # The image that runs in a cluster: discovery, ranks, coordinators and `helm test`.
 #
-#   docker build --target cpu  --build-arg PYTHON_IMAGE=python:3.12-slim@sha256:... -t parctl:0.1.0 .
+#   docker build --target cpu  --build-arg PYTHON_IMAGE=python:3.12-slim@sha256:... --build-arg TORCH_INDEX=... -t parctl:0.1.0 .
 #   docker build --target cuda --build-arg PYTHON_IMAGE=python:3.12-slim@sha256:... -t parctl:0.1.0-cuda .
 #
+# TORCH_INDEX is the index of CPU wheels that torch's install page names. It has no default: pip's
+# own index has torch with CUDA, gigabytes that a machine without a GPU never loads.
 # The base has no default: a build names it by digest, so that the same build is the same image.
 # Packages keep the bytecode that pip makes of them: nobody can write it later, and every start of a
 # rank or a reading would compile its modules again.
@@ -26,14 +28,14 @@ COPY runtime runtime
 COPY topology topology
 RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
-# torch for CPUs. TORCH_INDEX is the package index that has such builds; empty is pip's own.
+# torch for CPUs, and the rest of the packages from pip's own index.
 FROM ${PYTHON_IMAGE} AS packages-cpu
 ARG BUILDKIT_SBOM_SCAN_STAGE
-ARG TORCH_INDEX=""
+ARG TORCH_INDEX
 COPY constraints.txt /build/constraints.txt
 COPY --from=wheel /wheels /wheels
 RUN python -m venv /opt/parctl \
- && /opt/parctl/bin/pip install --no-cache-dir -c /build/constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch numpy \
+ && /opt/parctl/bin/pip install --no-cache-dir -c /build/constraints.txt --index-url "${TORCH_INDEX:?is not set: name the index of CPU wheels, as at the top of the Dockerfile}" torch numpy \
  && /opt/parctl/bin/pip install --no-cache-dir -c /build/constraints.txt "$(ls /wheels/parctl-*.whl)[torch,kubernetes,parquet]"
 
 # torch as it comes: its wheels bring CUDA, only the driver is the node's.

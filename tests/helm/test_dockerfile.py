@@ -118,6 +118,39 @@ def test_nothing_is_fetched_by_hand_and_nothing_is_left_behind() -> None:
             assert rest.startswith("/")
 
 
+def packages_of_cpu(index: str | None) -> "subprocess.CompletedProcess[str]":
+    """What the shell of the build makes of that step, with words for what it would run."""
+    (step,) = (rest for word, rest in stages()["packages-cpu"] if word == "RUN")
+    script = step.replace("python -m venv", "true").replace("/opt/parctl/bin/pip install", "echo")
+    variables = {"PATH": "/usr/bin:/bin"} | ({} if index is None else {"TORCH_INDEX": index})
+    return subprocess.run(["sh", "-c", script], env=variables, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("index", [None, ""])
+def test_torch_for_cpus_is_not_built_without_the_index_that_has_it(index: str | None) -> None:
+    assert ("ARG", "TORCH_INDEX") in stages()["packages-cpu"]
+
+    done = packages_of_cpu(index)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "TORCH_INDEX: is not set: name the index of CPU wheels" in done.stderr
+
+
+def test_torch_for_cpus_comes_from_the_index_that_is_named() -> None:
+    first = packages_of_cpu("place/of wheels").stdout.splitlines()[0]
+
+    assert first.endswith("--index-url place/of wheels torch numpy")
+
+
+def test_the_examples_name_every_argument_that_has_no_default() -> None:
+    examples = re.findall(r"^#   docker build --target (\w+) +(.*)", FILE.read_text(), re.MULTILINE)
+
+    assert {target for target, _ in examples} == {"cpu", "cuda"}
+    for target, words in examples:
+        assert "--build-arg PYTHON_IMAGE=" in words
+        assert ("--build-arg TORCH_INDEX=" in words) == (target == "cpu")
+
+
 def test_what_is_copied_is_there_and_is_let_through() -> None:
     allowed = {
         line.removeprefix("!")

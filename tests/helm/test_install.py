@@ -203,7 +203,11 @@ def test_without_the_definition_no_pod_is_ready_and_each_says_so(site: Site) -> 
 def test_who_has_rights_in_one_namespace_only_can_install(site: Site, tmp_path: Path) -> None:
     """The administrator has prepared an account with the role that publishing needs."""
     namespace, api = site.namespace, site.cluster.api
-    publisher = {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create", "patch"]}
+    publisher = {
+        "apiGroups": [""],
+        "resources": ["configmaps"],
+        "verbs": ["get", "create", "patch"],
+    }
     role = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "prepared"}}
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "prepared"}}
     api.apply(account, namespace=namespace)
@@ -253,7 +257,8 @@ def test_who_has_rights_in_one_namespace_only_can_install(site: Site, tmp_path: 
 def test_a_daemon_that_writes_config_maps_may_write_no_other(site: Site) -> None:
     """A plan, or the certificate that pods of the namespace trust, is a ConfigMap too."""
     api = site.cluster.api
-    site.install(release_name(), CHART, values_of(CHART / "ci" / "config-map-values.yaml"))
+    nobody: Object = {"access": {"users": [], "viewers": []}}  # their namespaces are not there
+    site.install(release_name(), CHART, values_of(CHART / "ci" / "config-map-values.yaml"), nobody)
     site.wait_discovery(len(GPU_NODES))
     selector = "parctl.dev/node-topology=true"
     wait_until(

@@ -13,6 +13,8 @@ from tests.helm.chart import CHART, KUBERNETES, PROGRAM_NAMES, Object, helm, one
 from parctl.launcher.run_id import check_run_id
 
 LONG = "a" * 52  # Helm allows 53
+_PART = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+SUBDOMAIN = re.compile(rf"{_PART}(\.{_PART})*")
 
 
 def objects_of(program: str, release: str, namespace: str, *words: str) -> list[Object]:
@@ -59,6 +61,17 @@ def test_releases_whose_long_names_begin_alike_share_nothing() -> None:
     )
 
     assert first & second == set()
+
+
+# where a long release is cut: at a dot, at a hyphen, between letters
+@pytest.mark.parametrize("release", ["a" * 30 + ".bcdefghij", "a" * 30 + "-bcdefghij", LONG])
+@pytest.mark.parametrize("namespace", ["n", "b" * 63])
+def test_every_name_of_a_long_release_is_one_that_the_api_server_takes(
+    release: str, namespace: str
+) -> None:
+    for each in objects_of("helm4", release, namespace):
+        name = each["metadata"]["name"]
+        assert SUBDOMAIN.fullmatch(name), (each["kind"], name)
 
 
 @pytest.mark.parametrize("release", ["parctl", "my.rel", "7up", "1.2", LONG + "b"])

@@ -1,5 +1,6 @@
 """What the chart renders, file by file, with both versions of Helm."""
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests.helm.chart import (
     CHART,
     CI_VALUES,
     PROGRAM_NAMES,
+    ROOT,
     Object,
     helm,
     one,
@@ -110,15 +112,18 @@ def test_every_container_passes_restricted_but_for_host_paths_and_what_is_asked_
             assert security["readOnlyRootFilesystem"] is True
             assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
             assert container["resources"]["requests"] and container["resources"]["limits"]
+            assert pod["securityContext"]["runAsNonRoot"] is True
+            assert pod["securityContext"]["runAsUser"] > 0
             if security.get("privileged"):
                 assert "driver-root" in parameter.id
                 continue
             assert {key: security[key] for key in RESTRICTED} == RESTRICTED
-            assert pod["securityContext"]["runAsNonRoot"] is True
         mounts = {m["name"]: m for c in pod["containers"] for m in c["volumeMounts"]}
         for volume in pod["volumes"]:
             if "hostPath" in volume:
-                assert mounts[volume["name"]]["readOnly"] is True
+                mount = mounts[volume["name"]]
+                # what is mounted below it as well
+                assert (mount["readOnly"], mount["recursiveReadOnly"]) == (True, "IfPossible")
     assert seen > 6
 
 
@@ -144,6 +149,67 @@ def test_without_cluster_rights_nothing_cluster_wide_is_rendered() -> None:
     kinds = {each["kind"] for each in rendered("no-cluster-rights")}
 
     assert kinds == {"DaemonSet", "ConfigMap", "Pod"}
+
+
+def test_who_may_launch_or_look_may_list_records_that_are_config_maps() -> None:
+    objects = rendered("config-map")
+    role = one(objects, "Role", "parctl-records")
+    binding = one(objects, "RoleBinding", "parctl-records")
+
+    assert role["metadata"]["namespace"] == binding["metadata"]["namespace"] == "parctl"
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["list"]}]
+    assert binding["roleRef"]["name"] == "parctl-records"
+    wide = one(objects, "ClusterRoleBinding", "parctl-cluster-viewer")
+    assert binding["subjects"] == wide["subjects"]
+    assert [subject["name"] for subject in wide["subjects"]] == ["researchers", "ada@example.com"]
+
+
+def test_records_of_their_own_kind_bring_no_right_to_config_maps() -> None:
+    nowhere = render("helm4", "--set", "discovery.publish=configMap,discovery.enabled=false")
+    for objects in (rendered("everything"), nowhere):
+        assert not [each for each in objects if each["metadata"]["name"].endswith("-records")]
+
+
+def egress(*words: str) -> list[Object]:
+    policy = one(render("helm4", *words), "NetworkPolicy")
+    return list(policy["spec"]["egress"])
+
+
+def test_discovery_reaches_the_ports_of_the_api_server_and_its_addresses_where_they_are_named() -> (
+    None
+):
+    ports = [{"port": port, "protocol": "TCP"} for port in (443, 6443)]
+    addresses = "networkPolicy.apiServerCIDRs={10.96.0.1/32,fd00::1/128}"
+
+    assert egress() == [{"ports": ports}]
+    assert egress("--set", addresses) == [
+        {
+            "ports": ports,
+            "to": [{"ipBlock": {"cidr": "10.96.0.1/32"}}, {"ipBlock": {"cidr": "fd00::1/128"}}],
+        }
+    ]
+
+
+def test_the_nodes_of_a_flavor_are_those_that_are_named_and_no_others() -> None:
+    queue = ("--set", "kueue.enabled=true,kueue.clusterQueue.quotas.cpu=8")
+    default = one(render("helm4", *queue), "ResourceFlavor")
+    named = one(rendered("kueue-existing"), "ResourceFlavor")
+
+    assert default["spec"]["nodeLabels"] == {"nvidia.com/gpu.present": "true"}
+    assert named["spec"]["nodeLabels"] == {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
+
+
+VALUES_OF_DOCS = re.findall(
+    r"```yaml\n(.*?)```", (ROOT / "docs" / "helm.md").read_text(), re.DOTALL
+)
+
+
+@pytest.mark.parametrize("text", VALUES_OF_DOCS)
+def test_the_values_in_the_docs_render(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "values.yaml"
+    file.write_text(text)
+
+    assert one(render("helm4", "--values", str(file)), "DaemonSet")
 
 
 def test_the_definition_stays_only_when_that_is_asked_for() -> None:
@@ -212,6 +278,64 @@ def test_the_notes_say_what_a_prepared_account_needs() -> None:
 
     assert "account `prepared` needs the user role in namespace parctl" in notes("--values", file)
     assert "needs the user role" not in notes()
+
+
+def rights_told(*settings: str) -> set[tuple[str, str, str]]:
+    """Namespace, resource and verb of what a prepared account needs, as the notes say it."""
+    said = notes("--set", ",".join(("rbac.create=false", *settings)))
+    _, _, rest = said.partition("which rbac.create: false leaves to you:\n\n")
+    found = set()
+    for line in rest.partition("\n\n")[0].splitlines():
+        about, _, verbs = line.strip().partition(": ")
+        resource, _, namespace = about.partition(" in namespace ")
+        found |= {(namespace, resource, verb) for verb in verbs.split(", ")}
+    return found
+
+
+def rights_given(*settings: str) -> set[tuple[str, str, str]]:
+    """The same of the roles that the chart makes for discovery."""
+    words = [word for setting in settings for word in ("--set", setting)]
+    found = set()
+    for each in render("helm4", *words):
+        if each["kind"] in ("Role", "ClusterRole") and each["metadata"]["name"].endswith(
+            "-discovery"
+        ):
+            namespace = each["metadata"].get("namespace", "")
+            for rule in each["rules"]:
+                (group,), (resource,) = rule["apiGroups"], rule["resources"]
+                kind, _, part = resource.partition("/")
+                name = "/".join(filter(None, (".".join(filter(None, (kind, group))), part)))
+                found |= {(namespace, name, verb) for verb in rule["verbs"]}
+    return found
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("discovery.labels=true",),
+        ("discovery.taintEffect=NoSchedule", "discovery.events=false"),
+        ("discovery.publish=configMap",),
+    ],
+    ids=lambda settings: ",".join(settings) or "default",
+)
+def test_the_notes_list_the_rights_that_a_prepared_account_needs(settings: tuple[str, ...]) -> None:
+    told = rights_told(*settings)
+
+    assert told == rights_given(*settings)
+    assert len(told) >= 3
+
+
+def test_the_notes_say_how_people_get_to_read_records_that_are_config_maps() -> None:
+    maps = ("--set", "discovery.publish=configMap")
+    role = "create rolebinding parctl-GROUP --role=parctl-records --group=GROUP"
+
+    assert f"kubectl -n parctl {role}" in notes(*maps)
+    assert "create role parctl-records" not in notes(*maps)
+    prepared = notes(*maps, "--set", "rbac.create=false")
+    assert "create role parctl-records --verb=list --resource=configmaps" in prepared
+    assert role in prepared
+    assert "parctl-records" not in notes()
 
 
 def test_discovery_takes_no_gpu() -> None:

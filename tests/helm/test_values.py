@@ -8,7 +8,16 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from tests.helm.chart import CHART, CI_VALUES, helm, merged, values_of
+from tests.helm.chart import (
+    CHART,
+    CI_VALUES,
+    PROGRAM_NAMES,
+    helm,
+    merged,
+    render,
+    values_of,
+    write_values,
+)
 from tests.helm.readme import README, described_keys, value_at, with_table
 from tests.helm.wrong_values import full_values, wrong_values
 
@@ -23,7 +32,22 @@ SUBJECT = "access.users[0].subjects[0]"
 USERS = f"access.users[0].namespace=a,{SUBJECT}.kind=User,{SUBJECT}.name=u"
 ENV, VOLUMES = "discovery.extraEnv", "discovery.extraVolumes"
 MOUNTS = "discovery.extraVolumeMounts"
+ROOTED = "discovery.privileged=true,discovery.driver.root=/run/nvidia/driver"
 VALIDATOR = jsonschema.Draft7Validator(SCHEMA)
+
+
+def values_at(place: str, value: Any) -> dict[str, Any]:
+    """Values with this one at a dotted path, and nothing else."""
+    values: Any = value
+    for key in reversed(place.split(".")):
+        values = {key: values}
+    return dict(values)
+
+
+def node_affinity(operator: str, values: list[str]) -> dict[str, Any]:
+    rule = {"key": "example.com/generation", "operator": operator, "values": values}
+    terms = {"nodeSelectorTerms": [{"matchExpressions": [rule]}]}
+    return {"requiredDuringSchedulingIgnoredDuringExecution": terms}
 
 
 def refusal(values: dict[str, Any]) -> str:
@@ -110,16 +134,71 @@ def test_helm_itself_refuses_wrong_files_and_names_the_key(tmp_path: Path) -> No
         ("discovery.serviceAccount.name", "a..b"),
         ("discovery.driver.root", "/a/../b"),
         ("discovery.driver.cdiDevice", "-/-=a"),
+        ("commonLabels", {"a..b/x": "y"}),
+        ("commonLabels", {"a.-b/x": "y"}),
+        ("commonLabels", {"a" * 254 + "/x": "y"}),
+        ("commonAnnotations", {"a..b/x": "y"}),
+        ("discovery.nodeSelector", {"a-/x": "y"}),
+        ("discovery.tolerations", [{"operator": "Exists", "key": "a..b/x"}]),
+        ("kueue.topology.levels", ["a..b/x"]),
+        ("discovery.resources.limits", {"nvidia.com/gpu": 1.5}),
+        ("discovery.resources.limits", {"nvidia.com/gpu": "1500m"}),
+        ("discovery.resources.requests", {"a..b/x": 1}),
+        ("discovery.resources", {"claims": [{"name": "gpu"}]}),
+        ("discovery.affinity.nodeAffinity", node_affinity("Gt", ["x"])),
+        ("discovery.affinity.nodeAffinity", node_affinity("Lt", ["1", "2"])),
+        ("discovery.affinity.nodeAffinity", node_affinity("Gt", ["1.5"])),
+        ("discovery.affinity.nodeAffinity", node_affinity("Lt", [])),
+        ("networkPolicy.apiServerCIDRs", ["10.0.0.1"]),
+        ("networkPolicy.apiServerCIDRs", ["10.0.0.256/32"]),
+        ("networkPolicy.apiServerCIDRs", ["10.0.0.0/33"]),
+        ("networkPolicy.apiServerCIDRs", ["fd00::1::2/128"]),
+        ("networkPolicy.apiServerCIDRs", ["fd00::1/129"]),
+        ("networkPolicy.apiServerCIDRs", ["api.example.com"]),
     ],
 )
 def test_what_the_api_server_would_refuse_the_schema_refuses(place: str, value: Any) -> None:
-    values: Any = value
-    for key in reversed(place.split(".")):
-        values = {key: values}
+    assert place in refusal(merged(VALUES, values_at(place, value)))
 
-    said = refusal(merged(VALUES, values))
 
-    assert place in said
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("commonLabels", {"a.b-c.d/x_y.z": "y", "plain": "", "a" * 253 + "/x": "y"}),
+        ("commonAnnotations", {"example.com/note": "any text: at all"}),
+        ("discovery.resources.limits", {"nvidia.com/gpu": 1, "cpu": 1.5, "memory": "1.5Gi"}),
+        ("discovery.resources.limits", {"example.com/bytes": "4Gi"}),
+        ("discovery.affinity.nodeAffinity", node_affinity("Gt", ["-1"])),
+        ("discovery.affinity.nodeAffinity", node_affinity("In", ["x", "y"])),
+        ("kueue.flavor.nodeLabels", {}),
+        ("kueue.clusterQueue.quotas", {"example.com/share": "1500m"}),
+        ("networkPolicy.apiServerCIDRs", ["10.0.0.0/8", "0.0.0.0/0", "255.255.255.255/32"]),
+        ("networkPolicy.apiServerCIDRs", ["::/0", "fd00::/8", "1:2:3:4:5:6:7:8/128", "a::B:1/64"]),
+    ],
+)
+def test_what_the_api_server_takes_the_schema_lets_through(place: str, value: Any) -> None:
+    assert refusal(merged(VALUES, values_at(place, value))) == ""
+
+
+@pytest.mark.parametrize("program", PROGRAM_NAMES)
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("commonLabels", {"a..b/x": "y"}),
+        ("commonAnnotations", {"a" * 254 + "/x": "y"}),
+        ("discovery.resources.limits", {"nvidia.com/gpu": 1.5}),
+        ("discovery.affinity.nodeAffinity", node_affinity("Gt", ["x"])),
+        ("networkPolicy.apiServerCIDRs", ["fd00::1/129"]),
+    ],
+)
+def test_both_helms_read_these_patterns_as_we_do(
+    program: str, place: str, value: Any, tmp_path: Path
+) -> None:
+    file = write_values(tmp_path, "values", values_at(place, value))
+    done = helm(program, "template", "parctl", str(CHART), "--values", str(file), check=False)
+
+    assert done.returncode != 0
+    assert place.rpartition(".")[2] in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -137,6 +216,12 @@ def test_what_the_api_server_would_refuse_the_schema_refuses(place: str, value: 
         (f"{ENV}[0].name=A,{ENV}[1].name=A", "A is there already"),
         (f"{ENV}[0].name=NVIDIA_VISIBLE_DEVICES", "is there already"),
         (f"{VOLUMES}[0].name=sys,{VOLUMES}[0].emptyDir.medium=", "the name sys is taken"),
+        (
+            f"{ROOTED},{VOLUMES}[0].name=driver,{VOLUMES}[0].emptyDir.medium=",
+            "name driver is taken",
+        ),
+        (f"{ROOTED},{MOUNTS}[0].name=driver,{MOUNTS}[0].mountPath=/driver", "/driver is taken"),
+        (f"{MOUNTS}[0].name=driver,{MOUNTS}[0].mountPath=/a", "there is no volume driver"),
         (f"{MOUNTS}[0].name=nope,{MOUNTS}[0].mountPath=/a", "there is no volume nope"),
         (f"{MOUNTS}[0].name=run,{MOUNTS}[0].mountPath=/sys", "/sys is taken"),
         ("test.recipe=a: b: c", "test.recipe is no YAML"),
@@ -147,6 +232,20 @@ def test_values_that_contradict_each_other_are_refused_in_words(setting: str, wo
 
     assert done.returncode != 0
     assert words in done.stderr
+
+
+def test_a_volume_may_be_called_driver_where_the_chart_has_none(tmp_path: Path) -> None:
+    volume = {"name": "driver", "emptyDir": {}}
+    mount = {"name": "driver", "mountPath": "/driver"}
+    values = {"discovery": {"extraVolumes": [volume], "extraVolumeMounts": [mount]}}
+    file = write_values(tmp_path, "volumes", values)
+
+    (daemons,) = (
+        each for each in render("helm4", "--values", str(file)) if each["kind"] == "DaemonSet"
+    )
+    pod = daemons["spec"]["template"]["spec"]
+    assert volume in pod["volumes"]
+    assert mount in pod["containers"][0]["volumeMounts"]
 
 
 def test_config_maps_and_labels_contradict_each_other() -> None:

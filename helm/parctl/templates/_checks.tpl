@@ -54,8 +54,12 @@
 {{- fail "discovery.pollSeconds is longer than discovery.intervalSeconds" }}
 {{- end }}
 {{- $names := list "NVIDIA_VISIBLE_DEVICES" "NVIDIA_DRIVER_CAPABILITIES" }}
+{{- $volumes := list "sys" "run" }}
+{{- $paths := list "/sys" "/run/parctl" }}
 {{- if .driver.root }}
 {{- $names = append $names "LD_LIBRARY_PATH" }}
+{{- $volumes = append $volumes "driver" }}
+{{- $paths = append $paths "/driver" }}
 {{- end }}
 {{- range .extraEnv }}
 {{- if has .name $names }}
@@ -63,14 +67,12 @@
 {{- end }}
 {{- $names = append $names .name }}
 {{- end }}
-{{- $volumes := list "sys" "run" "driver" }}
 {{- range .extraVolumes }}
 {{- if has .name $volumes }}
 {{- fail (printf "discovery.extraVolumes: the name %s is taken" .name) }}
 {{- end }}
 {{- $volumes = append $volumes .name }}
 {{- end }}
-{{- $paths := list "/sys" "/run/parctl" "/driver" }}
 {{- range .extraVolumeMounts }}
 {{- if not (has .name $volumes) }}
 {{- fail (printf "discovery.extraVolumeMounts: there is no volume %s" .name) }}

@@ -1,7 +1,10 @@
-{{/* `text` of at most `max` characters. A hash keeps texts apart that begin alike. */}}
+{{/*
+`text` of at most `max` characters. A hash keeps texts apart that begin alike; what comes before
+its hyphen must not end in a dot, which no name may have there.
+*/}}
 {{- define "parctl.short" -}}
 {{- if gt (len .text) .max -}}
-{{- printf "%s-%s" (.text | trunc (sub .max 9 | int) | trimSuffix "-") (.text | sha256sum | trunc 8) }}
+{{- printf "%s-%s" (.text | trunc (sub .max 9 | int) | trimAll "-.") (.text | sha256sum | trunc 8) }}
 {{- else -}}
 {{- .text }}
 {{- end }}
@@ -106,6 +109,13 @@ imagePullSecrets:
 
 {{- define "parctl.discoveryAccount" -}}
 {{- default (printf "%s-discovery" (include "parctl.fullname" .)) .Values.discovery.serviceAccount.name }}
+{{- end }}
+
+{{/* Whether this release keeps records as ConfigMaps: empty or not. */}}
+{{- define "parctl.recordMaps" -}}
+{{- if and .Values.discovery.enabled (eq .Values.discovery.publish "configMap") -}}
+yes
+{{- end }}
 {{- end }}
 
 {{/* The security context of every container, which passes the restricted standard. */}}

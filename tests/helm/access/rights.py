@@ -112,6 +112,10 @@ class User:
         }
         return used | made
 
+    def granted(self) -> set[Right]:
+        """Rights that were used, or would have been on an object that was not there."""
+        return self.used() | {right for right, code in self.heard() if code == 404}
+
     def refused(self) -> set[Right]:
         return {right for right, code in self.heard() if code == 403}
 
