@@ -114,7 +114,7 @@ def planned(here: Here, count: int, run_id: str) -> Manifests:
 def wait_bound(here: Here, run_id: str, count: int) -> None:
     """Wait until all pods are made and none is without a node."""
     path = f"/api/v1/namespaces/{here.namespace}/pods?fieldSelector=spec.nodeName%3D&limit=1"
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + 600 + count / 5  # a busy machine makes eight pods a second
     while True:
         job = here.cluster.api.find("Job", run_id, here.namespace, "batch/v1")
         status = (job or {}).get("status", {})
