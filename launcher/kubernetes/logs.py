@@ -32,6 +32,8 @@ from parctl.launcher.kubernetes.report import MARK, REPEAT_LINES, SAY
 RANK_LINE = re.compile(r"\[rank (\d+)\] ?(.*)", re.DOTALL)
 POLL_S = 0.5
 STREAM_S = 3600.0
+REFUSED = (401, 403)
+REFUSALS = 10  # in a row: a server that has just started refuses what it allows a moment later
 LAST_WORDS_S = 2.0  # a pod that does not end with the run may still say how it ended
 Timed = tuple[str, int, LogLine]  # the server's time, a number that keeps the order, the line
 
@@ -82,7 +84,10 @@ def follow_logs(
     tail: int | None,
     ended: Callable[[RunObjects], bool],
 ) -> Iterator[LogLine]:
-    """Yield what is there, then each line as it arrives, over restarts, until the run ends."""
+    """Yield what is there, then each line as it arrives, over restarts, until the run ends.
+
+    What the account may not read is raised once all else is told.
+    """
     run = objects()
     if run is None:
         return
@@ -108,6 +113,9 @@ def follow_logs(
             else:
                 if rank is None or line.rank == rank:
                     yield line
+        refusal = next((each.refusal for each in followers.values() if each.refusal), None)
+        if refusal is not None:
+            raise refusal
         if over and (_outlives(run) or not any(each.is_alive() for each in followers.values())):
             return
         run = objects()
@@ -139,10 +147,17 @@ def _tail_of(
 
 
 def leader_log(client: Client, run: RunObjects, *, whole: bool) -> Iterator[str]:
-    """Yield the lines of whoever leads the run: all of them, or the end that has a report."""
+    """Yield the lines of whoever leads the run: all of them, or the end that has a report.
+
+    The report is a part of what is known of a run: whoever may not read logs does without it.
+    """
     for pod in leader_pods(run) if whole else leader_pods(run)[-1:]:
         lines = None if whole else 2 * REPEAT_LINES + 2
-        yield from (text for _, text in _pod_log(client, pod, lines=lines))
+        try:
+            yield from (text for _, text in _pod_log(client, pod, lines=lines))
+        except ApiError:
+            if whole:
+                raise
 
 
 def leader_pods(run: RunObjects) -> list[Object]:
@@ -175,7 +190,10 @@ def _container(pod: Object) -> str:
 def _pod_log(
     client: Client, pod: Object, *, since: float | None = None, lines: int | None = None
 ) -> Iterator[tuple[str, str]]:
-    """Yield time and text of each line. A pod whose node is gone has no log any more."""
+    """Yield time and text of each line. A pod whose node is gone has no log any more.
+
+    Raises ApiError where the account may not read it.
+    """
     query = {"container": _container(pod), "timestamps": "true"}
     query |= {"sinceSeconds": str(max(1, int(time.time() - since)))} if since is not None else {}
     query |= {"tailLines": str(lines)} if lines is not None else {}
@@ -183,8 +201,11 @@ def _pod_log(
     try:
         for line in client.stream(path, query):
             yield _split(line)
-    except (ApiError, OSError, http.client.HTTPException):
-        return
+    except ApiError as error:
+        if error.code in REFUSED:
+            raise
+    except (OSError, http.client.HTTPException):
+        pass
 
 
 def _split(line: bytes) -> tuple[str, str]:
@@ -220,21 +241,36 @@ class _Follower(threading.Thread):
         self._client = Client(access)
         self._pod, self._arrived, self._since = pod, arrived, since
         self._last = ""  # time of the last line
+        self._refused: ApiError | None = None  # the last time that something was asked
+        self.refusal: ApiError | None = None  # what the account may not read, for good
 
     def run(self) -> None:
-        while True:
-            try:
-                self._read()
-            except ApiError as error:
-                if error.code < 500:  # the pod, or its log, is gone
-                    return
-            except (OSError, http.client.HTTPException, ParctlError):
-                pass
-            if self._has_ended():
+        refused = 0
+        while refused < REFUSALS:
+            self._refused = None
+            if self._is_over(self._read):
                 return
+            # the end of a pod whose log was refused is not the end of the log
+            if not self._refused and self._is_over(self._has_ended):
+                return
+            refused = refused + 1 if self._refused else 0
             time.sleep(POLL_S)
+        self.refusal = self._refused
 
-    def _read(self) -> None:
+    def _is_over(self, ask: Callable[[], bool]) -> bool:
+        """Whether nothing more will come: `ask` says so, or the pod or its log is gone."""
+        try:
+            return ask()
+        except ApiError as error:
+            if error.code in REFUSED:
+                self._refused = error
+                return False
+            return error.code < 500
+        except (OSError, http.client.HTTPException, ParctlError):
+            return False
+
+    def _read(self) -> bool:
+        """Read until the connection ends, which is not yet the end of the pod."""
         query = {"container": _container(self._pod), "timestamps": "true", "follow": "true"}
         if self._last:
             query["sinceTime"] = self._last
@@ -250,12 +286,10 @@ class _Follower(threading.Thread):
             line = parse_line(text)
             if line is not None:
                 self._arrived.put(line)
+        return False
 
     def _has_ended(self) -> bool:
-        try:
-            pod = self._client.get("v1", "Pod", self._pod["metadata"]["name"])
-        except ParctlError:
-            return False
+        pod = self._client.get("v1", "Pod", self._pod["metadata"]["name"])
         if pod is None or pod["metadata"]["uid"] != self._pod["metadata"]["uid"]:
             return True
         return phase_of(pod) in ("Succeeded", "Failed")
