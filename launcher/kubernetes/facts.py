@@ -8,9 +8,8 @@ from typing import Any
 from parctl.errors import BackendError
 from parctl.launcher.kubernetes import names
 from parctl.launcher.kubernetes.client import Client
-from parctl.launcher.kubernetes.leader_worker_set import LEADER_WORKER_SET, NAME_LABEL
 from parctl.launcher.kubernetes.names import Object
-from parctl.launcher.kubernetes.objects import RAY_API, RunObjects, kueue_api, label_of
+from parctl.launcher.kubernetes.objects import PARTS, RunObjects, kueue_api, label_of
 from parctl.launcher.kubernetes.report import Report
 from parctl.launcher.kubernetes.state import newest_report
 
@@ -68,14 +67,10 @@ def gather_facts(client: Client, run: RunObjects, report: Report | None) -> Fact
 
     run_label = f"{names.RUN}={run.run_id}"
     jobs = read("jobs", "batch/v1", "Job", labels=run_label) or []
-    if run.workload["kind"] == "JobSet":
-        own = f"jobset.sigs.k8s.io/jobset-name={run.run_id}"
-        jobs = [*jobs, *(read("jobs", "batch/v1", "Job", labels=own) or [])]
-    if run.workload["kind"] == "RayJob":
-        jobs = [*jobs, *(read("Ray clusters", RAY_API, "RayCluster", labels=run_label) or [])]
-    if run.workload["kind"] == LEADER_WORKER_SET:
-        own = f"{NAME_LABEL}={run.run_id}"
-        jobs = [*jobs, *(read("stateful sets", "apps/v1", "StatefulSet", labels=own) or [])]
+    if run.workload["kind"] in PARTS:
+        part_api, kind, label = PARTS[run.workload["kind"]]
+        own = f"{label}={run.run_id}"
+        jobs = [*jobs, *(read(f"{kind}s", part_api, kind, labels=own) or [])]
     events = read("events", "v1", "Event")
     queue = label_of(run.workload, names.QUEUE)
     entry, local_queue, cluster_queue = None, None, None

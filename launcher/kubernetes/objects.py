@@ -7,7 +7,12 @@ from typing import Any
 
 from parctl.launcher.kubernetes import names
 from parctl.launcher.kubernetes.client import ApiError, Client
-from parctl.launcher.kubernetes.leader_worker_set import INDEX_LABEL, LEADER_WORKER_SET, LWS_API
+from parctl.launcher.kubernetes.leader_worker_set import (
+    INDEX_LABEL,
+    LEADER_WORKER_SET,
+    LWS_API,
+    NAME_LABEL,
+)
 from parctl.launcher.kubernetes.names import Object
 
 RAY_API = "ray.io/v1"
@@ -17,6 +22,12 @@ WORKLOADS = (
     (RAY_API, "RayJob"),
     (LWS_API, LEADER_WORKER_SET),
 )
+# what a controller makes of a workload, and pods of that: API, kind, the label with the run's name
+PARTS = {
+    "JobSet": ("batch/v1", "Job", "jobset.sigs.k8s.io/jobset-name"),
+    "RayJob": (RAY_API, "RayCluster", names.RUN),
+    LEADER_WORKER_SET: ("apps/v1", "StatefulSet", NAME_LABEL),
+}
 FORBIDDEN = 403
 INDEX = "batch.kubernetes.io/job-completion-index"
 WORKLOAD_LABEL = f"{names.ROLE}={names.WORKLOAD}"

@@ -10,6 +10,7 @@ from parctl.launcher.kubernetes.client import ApiError, Client
 from parctl.launcher.kubernetes.leader_worker_set import LEADER_WORKER_SET
 from parctl.launcher.kubernetes.names import Object
 from parctl.launcher.kubernetes.objects import (
+    PARTS,
     RunObjects,
     annotation_of,
     find_workload,
@@ -17,7 +18,7 @@ from parctl.launcher.kubernetes.objects import (
     kueue_api,
     phase_of,
 )
-from parctl.launcher.kubernetes.state import end_of
+from parctl.launcher.kubernetes.state import end_of, is_suspended
 
 POLL_S = 0.25
 SLACK_S = 10.0  # for the kubelet to see a pod off
@@ -38,7 +39,8 @@ def cancel_run(client: Client, run: RunObjects, *, grace_s: float | None) -> Non
     """Suspend the workload, which ends its pods, and wait until none is left.
 
     Suspending keeps the workload, and with it the run in `parctl list`. Pods get their own time to
-    save, or `grace_s`; what is left after that is deleted by force.
+    save, or `grace_s`; what is left after that is deleted by force. A controller that has not heard
+    yet makes a pod again: until it has, none that is left is not the end.
     """
     workload = run.workload
     if end_of(workload) is not None:
@@ -55,7 +57,7 @@ def cancel_run(client: Client, run: RunObjects, *, grace_s: float | None) -> Non
     pods = _living(client, name)
     own_s = max((float(_grace_of(pod)) for pod in pods), default=0.0)
     deadline = time.monotonic() + (own_s if grace_s is None else grace_s)
-    while pods and time.monotonic() < deadline + SLACK_S:
+    while (pods or _makes_pods(client, workload)) and time.monotonic() < deadline + SLACK_S:
         late = time.monotonic() >= deadline
         for pod in pods:
             if is_set and not late and index_of(pod):
@@ -118,6 +120,22 @@ def _evict(client: Client, workload: Object) -> None:
         owners = each["metadata"].get("ownerReferences") or ()
         if any(owner["uid"] == workload["metadata"]["uid"] for owner in owners):
             client.patch(each["apiVersion"], "Workload", each["metadata"]["name"], off)
+
+
+def _makes_pods(client: Client, workload: Object) -> bool:
+    """Whether what the workload is made of has not heard of its end: pods come again that go."""
+    if workload["kind"] not in PARTS:
+        return False
+    api, kind, label = PARTS[workload["kind"]]
+    try:
+        parts = client.list(api, kind, labels=f"{label}={workload['metadata']['name']}") or []
+    except ApiError as error:
+        if error.code in REFUSED:  # who may not look has the pods to go by
+            return False
+        raise
+    if kind == "StatefulSet":
+        return any(part["spec"].get("replicas") for part in parts)
+    return any(not is_suspended(part) and end_of(part) is None for part in parts)
 
 
 def _living(client: Client, run_id: str) -> list[Object]:
