@@ -43,14 +43,7 @@ def _read_objects(client: Any, context: str | None) -> Objects:
     api = importlib.import_module("kubernetes.client")
     core, custom = api.CoreV1Api(client), api.CustomObjectsApi(client)
 
-    def nodes(**page: Any) -> Any:
-        # not decoded by the client: its models refuse fields that they do not know
-        answer = core.list_node(_preload_content=False, _request_timeout=TIMEOUT_S, **page)
-        if answer.status >= ERRORS:
-            raise api.ApiException(status=answer.status, reason=answer.reason)
-        return json.loads(answer.data)
-
-    objects = Objects(nodes=_pages(nodes, "nodes") or [])
+    objects = Objects(nodes=_pages(partial(_decoded, core.list_node), "nodes") or [])
     wanted = ((SLICES, objects.slices), (KUEUE, objects.kueue), (RECORDS, objects.records))
     for (group, versions, plural), into in wanted:
         try:
@@ -75,17 +68,6 @@ def _read_objects(client: Any, context: str | None) -> Objects:
 
 def _read_config_maps(core: Any, namespace: str, into: Objects) -> None:
     """Records of a daemon without a kind of its own: of every namespace, else of the context's."""
-
-    api = importlib.import_module("kubernetes.client")
-
-    def decoded(ask: Callable[..., Any], **page: Any) -> Any:
-        answer = ask(
-            label_selector=CONFIG_LABEL, _preload_content=False, _request_timeout=TIMEOUT_S, **page
-        )
-        if answer.status >= ERRORS:
-            raise api.ApiException(status=answer.status, reason=answer.reason)
-        return json.loads(answer.data)
-
     places: tuple[tuple[str, Callable[..., Any]], ...] = (
         ("of every namespace", core.list_config_map_for_all_namespaces),
         (f"of namespace {namespace}", partial(core.list_namespaced_config_map, namespace)),
@@ -94,7 +76,8 @@ def _read_config_maps(core: Any, namespace: str, into: Objects) -> None:
     for place, ask in places:
         plural = f"configmaps {place}"
         try:
-            found = _pages(partial(decoded, ask), plural, optional=True)
+            labelled = partial(_decoded, ask, label_selector=CONFIG_LABEL)
+            found = _pages(labelled, plural, optional=True)
         except BackendError as error:
             refusals.append(error.message)
             continue
@@ -103,6 +86,15 @@ def _read_config_maps(core: Any, namespace: str, into: Objects) -> None:
         break
     if refusals and not into.records:
         into.cut.append(f"records of nodes, if ConfigMaps hold them: {'; '.join(refusals)}")
+
+
+def _decoded(ask: Callable[..., Any], **choices: Any) -> Any:
+    """One answer as it came: the client's own models refuse fields that they do not know."""
+    answer = ask(_preload_content=False, _request_timeout=TIMEOUT_S, **choices)
+    if answer.status >= ERRORS:
+        api = importlib.import_module("kubernetes.client")
+        raise api.ApiException(status=answer.status, reason=answer.reason)
+    return json.loads(answer.data)
 
 
 def _namespace(context: str | None) -> str:

@@ -95,6 +95,13 @@ RECORDS = "/apis/parctl.dev/v1alpha1/nodetopologies"
 CONFIG_MAPS = "/api/v1/configmaps"
 
 
+def config_map() -> dict[str, Any]:
+    """The record of n1, as a ConfigMap has it."""
+    content = {"node": "n1", "spec": RECORD, "status": {}}
+    labels = {"parctl.dev/node-topology": "true"}
+    return {"metadata": {"labels": labels}, "data": {"record.json": json.dumps(content)}}
+
+
 def test_records_are_read_where_the_cluster_has_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,10 +121,7 @@ def test_records_in_config_maps_are_read_where_there_is_no_such_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("kubernetes", reason="the package `kubernetes` is not installed")
-    content = {"node": "n1", "spec": RECORD, "status": {}}
-    labels = {"parctl.dev/node-topology": "true"}
-    wrapped = {"metadata": {"labels": labels}, "data": {"record.json": json.dumps(content)}}
-    answers = {"/api/v1/nodes": {"items": [node("n1")]}, CONFIG_MAPS: {"items": [wrapped]}}
+    answers = {"/api/v1/nodes": {"items": [node("n1")]}, CONFIG_MAPS: {"items": [config_map()]}}
     with answering(answers) as (address, _):
         use_config(tmp_path / "config", address, monkeypatch)
         topology = discover("kubernetes:lab")
@@ -129,13 +133,10 @@ def test_who_may_not_list_all_config_maps_is_asked_for_those_of_the_contexts_nam
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("kubernetes", reason="the package `kubernetes` is not installed")
-    content = {"node": "n1", "spec": RECORD, "status": {}}
-    labels = {"parctl.dev/node-topology": "true"}
-    wrapped = {"metadata": {"labels": labels}, "data": {"record.json": json.dumps(content)}}
     answers: dict[str, Any] = {
         "/api/v1/nodes": {"items": [node("n1")]},
         CONFIG_MAPS: 403,
-        "/api/v1/namespaces/parctl/configmaps": {"items": [wrapped]},
+        "/api/v1/namespaces/parctl/configmaps": {"items": [config_map()]},
     }
     with answering(answers) as (address, _):
         use_config(tmp_path / "config", address, monkeypatch, namespace="parctl")
