@@ -10,8 +10,10 @@ CPU seconds that all processes together had used by the end:
                  need yet has been imported by then, so no cost can hide behind the mark
 
 Goals: script no slower than torchrun, collective at most half of it. The two take turns, so that
-other work on the machine hits both; medians are printed. At the first training step the memory of
-a rank is read too: its proportional set size, in which a page shared by n processes counts 1/n.
+other work on the machine hits both; medians are printed. `floor` is what the ratio would be if all
+of a launch but one import of the runtime cost nothing: one process that only imports it is timed in
+every round. At the first training step the memory of a rank is read too: its proportional set size,
+in which a page shared by n processes counts 1/n.
 
     python benchmarks/launch_cost.py [--rounds 5] [--ranks 2 4 8] [--marks script collective step]
 """
@@ -33,6 +35,11 @@ from statistics import mean, median
 
 PYTHON = Path(sys.executable)
 GOALS: dict[str, float | None] = {"script": 1.0, "collective": 0.5, "step": None}
+IMPORT = "import gc, os; gc.disable(); import parctl.runtime.worker; os._exit(0)"
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "PYTHONDONTWRITEBYTECODE": "",  # users keep compiled files
+}
 SCRIPT = """\
 import os, time
 now = time.time()
@@ -107,7 +114,7 @@ def main() -> None:
     options = parser.parse_args()
     _adopt_orphans()
     print(f"{'mark':<12}{'ranks':>5}{'parctl s':>10}{'torchrun s':>12}{'ratio':>7}", end="")
-    print(f"{'goal':>7}{'parctl CPU':>12}{'torchrun CPU':>14}", end="")
+    print(f"{'goal':>7}{'floor':>7}{'parctl CPU':>12}{'torchrun CPU':>14}", end="")
     print(f"{'parctl MiB':>12}{'torchrun MiB':>14}")
     with tempfile.TemporaryDirectory() as folder:
         for mark in options.marks:
@@ -175,18 +182,21 @@ class Cost:
 
 def _compare(mark: str, num_ranks: int, rounds: int, sides: list[list[str]]) -> None:
     costs: list[list[Cost]] = [[], []]
+    imports: list[float] = []
     for round_ in range(rounds + 1):
         for side, command in enumerate(sides):
             cost = _measure(command, mark, num_ranks)
             if round_ > 0:  # the first round warms the file cache
                 costs[side].append(cost)
+        imports.append(0.0 if mark == "script" else _time_import())
     walls = [median(cost.wall_s for cost in side) for side in costs]
     cpus = [median(cost.cpu_s for cost in side) for side in costs]
     memory = [median(cost.rank_mib for cost in side) for side in costs]
     goal = GOALS[mark]
     print(
         f"{mark:<12}{num_ranks:>5}{walls[0]:>10.2f}{walls[1]:>12.2f}{walls[0] / walls[1]:>7.2f}"
-        f"{'--' if goal is None else goal:>7}{cpus[0]:>12.2f}{cpus[1]:>14.2f}"
+        f"{'--' if goal is None else goal:>7}{median(imports[1:]) / walls[1]:>7.2f}"
+        f"{cpus[0]:>12.2f}{cpus[1]:>14.2f}"
         + (f"{memory[0]:>12.0f}{memory[1]:>14.0f}" if mark == "step" else ""),
         flush=True,
     )
@@ -198,11 +208,10 @@ def _measure(command: list[str], mark: str, num_ranks: int) -> Cost:
         marks.mkdir()
         environment = {
             **os.environ,
+            **ENVIRONMENT,
             "MARK": mark,
             "MARKS": str(marks),
             "XDG_STATE_HOME": folder,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONDONTWRITEBYTECODE": "",  # compiled files are kept, as they are for users
         }
         used, began = _cpu_of_children(), time.time()
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -216,6 +225,13 @@ def _measure(command: list[str], mark: str, num_ranks: int) -> Cost:
             cpu_s=_cpu_of_children() - used,
             rank_mib=mean(int(stamp[1]) for stamp in stamps) / 1024,
         )
+
+
+def _time_import() -> float:
+    """Seconds that one process takes to import what a rank needs."""
+    began = time.perf_counter()
+    subprocess.run([PYTHON, "-P", "-c", IMPORT], env={**os.environ, **ENVIRONMENT}, check=True)
+    return time.perf_counter() - began
 
 
 def _adopt_orphans() -> None:

@@ -48,6 +48,7 @@ def main() -> None:
     here = [Path(sys.executable).parent, Path(__file__).parents[1] / ".venv-peers/bin"]
     os.environ["PATH"] = os.pathsep.join([*map(str, here), os.environ["PATH"]])
     programs = [(shutil.which(name), rest, name) for name, *rest in PEERS]
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # users keep compiled files
     best: dict[str, float] = {}
     for _ in range(runs + 1):  # the first round warms the file cache
         for program, rest, name in programs:
