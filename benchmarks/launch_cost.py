@@ -188,15 +188,16 @@ def _compare(mark: str, num_ranks: int, rounds: int, sides: list[list[str]]) -> 
             cost = _measure(command, mark, num_ranks)
             if round_ > 0:  # the first round warms the file cache
                 costs[side].append(cost)
-        imports.append(0.0 if mark == "script" else _time_import())
+        if mark != "script":  # which imports nothing
+            imports.append(_time_import())
     walls = [median(cost.wall_s for cost in side) for side in costs]
     cpus = [median(cost.cpu_s for cost in side) for side in costs]
     memory = [median(cost.rank_mib for cost in side) for side in costs]
     goal = GOALS[mark]
+    floor = f"{median(imports[1:]) / walls[1]:.2f}" if imports else "--"
     print(
         f"{mark:<12}{num_ranks:>5}{walls[0]:>10.2f}{walls[1]:>12.2f}{walls[0] / walls[1]:>7.2f}"
-        f"{'--' if goal is None else goal:>7}{median(imports[1:]) / walls[1]:>7.2f}"
-        f"{cpus[0]:>12.2f}{cpus[1]:>14.2f}"
+        f"{'--' if goal is None else goal:>7}{floor:>7}{cpus[0]:>12.2f}{cpus[1]:>14.2f}"
         + (f"{memory[0]:>12.0f}{memory[1]:>14.0f}" if mark == "step" else ""),
         flush=True,
     )
