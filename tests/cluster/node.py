@@ -20,6 +20,7 @@ from tests.cluster.machine import CGROUPS, Machine, MachineError, command, wait_
 
 IMAGES = "images.tar"  # in the machine's folder
 KUBELET_PORT = 10250
+DEVICE_PLUGINS = "device-plugins/kubelet.sock"
 STATUS_S = 2
 CONTROLLERS = (
     "cpu",
@@ -112,12 +113,27 @@ class Node:
         """Wait until the node is ready and its GPUs can be had."""
 
         def registered() -> object:
-            self.machine.must_live(f"{self.name}-containerd", f"{self.name}-kubelet")
+            self.machine.must_live(f"{self.name}-containerd")
+            if self.lost_socket():
+                self.start_kubelet()
+            self.machine.must_live(f"{self.name}-kubelet")
             return self.api.find("Node", self.name)
 
         wait_until(registered, seconds=seconds, what=f"registration of {self.name}")
         self.set_gpus(self.spec.gpus)
         self.api.wait("Node", self.name, ready, seconds=seconds)
+
+    def lost_socket(self) -> bool:
+        """Whether the kubelet ended because another one took its socket of device plugins.
+
+        All kubelets of a machine make it at one fixed path, whatever their root is, and remove what
+        they find there. Two that do so in the same instant are not on one real node; starting again
+        is what an init system would do.
+        """
+        kubelet = f"{self.name}-kubelet"
+        ended = self.machine.log_tail(kubelet)
+        taken = DEVICE_PLUGINS in ended and "address already in use" in ended
+        return taken and not self.machine.alive(kubelet)
 
     def set_gpus(self, count: int) -> None:
         """Say how many GPUs the node has; the kubelet keeps a resource it does not know."""

@@ -49,6 +49,11 @@ def kill_rank(here: Here, found: RankStatus) -> None:
     here.cluster.kubectl(*words, "sh", "-c", f"kill -KILL {found.pid}")
 
 
+def listed(here: Here) -> list[tuple[str, str]]:
+    said = here.parctl("list", "-b", "kubernetes", "-o", "json")
+    return [(run["run_id"], run["state"]) for run in json.loads(said.stdout)]
+
+
 def test_a_group_answers_as_one_machine_and_starts_again_when_a_rank_dies(here: Here) -> None:
     here.cluster.controllers.ensure("lws")
     wanted = answer_of_this_machine(here)
@@ -79,8 +84,8 @@ def test_a_group_answers_as_one_machine_and_starts_again_when_a_rank_dies(here: 
     assert (running.restarts, restarted.restarts) == (0, 1)
     assert after == before, "containers start again in their pods"
     assert any("serving endpoint at" in line for line in here.log(0, RUN))
-    listed = json.loads(here.parctl("list", "-b", "kubernetes", "-o", "json").stdout)
-    assert [(run["run_id"], run["state"]) for run in listed] == [(RUN, "Running")]
+    # `list` reads the group alone, whose controller counts a little after its pods are ready
+    wait_until(lambda: listed(here) == [(RUN, "Running")], seconds=30, what="Running in the list")
 
     began = time.monotonic()
     here.ask(lambda backend: backend.cancel(RUN, grace_s=5))
