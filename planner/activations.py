@@ -130,13 +130,12 @@ def outside_layers(shapes: Shapes) -> int:
 
 
 def logits_bytes(shapes: Shapes) -> int:
-    """The logits in the compute type, as log-probabilities in fp32 or wider, and their gradient."""
+    """The logits and their gradient in the compute type; a part at a time is made wider."""
     model, train = shapes.model, shapes.train
     width = model.vocab_size if model.vision is None else model.vision.num_classes
     local = -(-width // shapes.degrees.tp)
-    wide = max(4, shapes.regime.compute)
     tokens = shapes.tokens if model.vision is None else train.micro_batch
-    return tokens * local * (shapes.regime.compute + 2 * wide)
+    return tokens * local * 2 * shapes.regime.compute
 
 
 def in_flight(stage: int, spec: ParallelismSpec, degrees: Degrees, num_micro_batches: int) -> float:

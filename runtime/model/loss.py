@@ -8,67 +8,85 @@ softmax (loss parallel). With z the logits of one token, m their maximum and t t
 
 Two all-reduces: one of the maxima, one of the sums and the target's logits together.
 
-Shapes: T tokens, V vocabulary (this rank's part).
+Logits are widened to float32 a part at a time, and the softmax is made again in the backward pass:
+beside the logits themselves only their gradient is ever whole. With a vocabulary of 128k their
+copies in float32 would be the largest tensors of a step.
+
+Shapes: T tokens, P tokens of one part, V vocabulary (this rank's part).
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import functional as F
 
 from parctl.runtime.parallel.collectives import all_reduce
 from parctl.runtime.parallel.mesh import RankMesh
 from parctl.runtime.parallel.tensor_parallel import first_of_part
 
 IGNORED = -100  # a target that does not count
+CACHED_LOGITS, LAUNCHED_LOGITS = 1 << 17, 1 << 24  # widened at once on a CPU, on a GPU
 
 
 def token_loss_sum(
     logits_BSV: Tensor, targets_BS: Tensor, mesh: RankMesh, vocab_size: int
 ) -> Tensor:
-    """Sum the cross entropy of this rank's tokens (of images `[B]`), in float32 at least.
+    """`logits_BSV`: the whole vocabulary, or this rank's part of it under TP.
 
     Equal on all ranks of a TP group.
     """
-    dtype = torch.promote_types(logits_BSV.dtype, torch.float32)
-    logits_TV, targets_T = logits_BSV.flatten(0, -2).to(dtype), targets_BS.flatten()
     tp = mesh.axis("tp")
-    if tp is None:
-        return F.cross_entropy(logits_TV, targets_T, reduction="sum", ignore_index=IGNORED)
-    first = first_of_part(vocab_size, tp)
-    loss: Tensor = SplitCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        logits_TV, targets_T, first, tp.get_group()
+    first = 0 if tp is None else first_of_part(vocab_size, tp)
+    group = None if tp is None else tp.get_group()
+    loss: Tensor = CrossEntropy.apply(  # type: ignore[no-untyped-call]
+        logits_BSV.flatten(0, -2), targets_BS.flatten(), first, group
     )
     return loss
 
 
-class SplitCrossEntropy(torch.autograd.Function):
-    """forward: two all-reduces of T numbers, backward: none."""
+class CrossEntropy(torch.autograd.Function):
+    """forward: under TP two all-reduces of T numbers, backward: none."""
 
     @staticmethod
     def forward(
-        ctx: Any, logits_TV: Tensor, targets_T: Tensor, first: int, group: dist.ProcessGroup
+        ctx: Any, logits_TV: Tensor, targets_T: Tensor, first: int, group: dist.ProcessGroup | None
     ) -> Tensor:
-        highest_T = all_reduce(logits_TV.amax(dim=-1), group, "max")
-        shifted_TV = logits_TV - highest_T.unsqueeze(-1)
+        dtype = torch.promote_types(logits_TV.dtype, torch.float32)
+        highest_T = logits_TV.amax(dim=-1).to(dtype)
+        if group is not None:
+            highest_T = all_reduce(highest_T, group, "max")
         columns_T = targets_T - first
         own_T = (columns_T >= 0) & (columns_T < logits_TV.shape[-1])
-        columns_T = columns_T.masked_fill(~own_T, 0)
-        picked_T = shifted_TV.gather(-1, columns_T.unsqueeze(-1)).squeeze(-1) * own_T
-        softmax_TV = shifted_TV.exp_()
-        sums_T, picked_T = all_reduce(
-            torch.stack((softmax_TV.sum(dim=-1), picked_T)), group
-        ).unbind()
-        softmax_TV /= sums_T.unsqueeze(-1)
-        counted_T = targets_T != IGNORED
-        ctx.save_for_backward(softmax_TV, columns_T, own_T, counted_T)
-        return ((sums_T.log() - picked_T) * counted_T).sum()
+        columns_T1 = columns_T.masked_fill(~own_T, 0).unsqueeze(-1)
+        picked_T = (logits_TV.gather(-1, columns_T1).squeeze(-1) - highest_T) * own_T
+        sums_T = torch.empty_like(highest_T)
+        for part in parts(logits_TV):
+            shifted_PV = logits_TV[part] - highest_T[part].unsqueeze(-1)
+            sums_T[part] = shifted_PV.exp_().sum(dim=-1)
+        if group is not None:
+            sums_T, picked_T = all_reduce(torch.stack((sums_T, picked_T)), group).unbind()
+        logs_T, counted_T = sums_T.log(), targets_T != IGNORED
+        ctx.save_for_backward(logits_TV, highest_T + logs_T, columns_T1, own_T, counted_T)
+        return ((logs_T - picked_T) * counted_T).sum()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        softmax_TV, columns_T, own_T, counted_T = ctx.saved_tensors
-        hits_T1 = -own_T.to(softmax_TV.dtype).unsqueeze(-1)
-        gradient_TV = softmax_TV.scatter_add(-1, columns_T.unsqueeze(-1), hits_T1)
-        return gradient_TV * (counted_T * gradients[0]).unsqueeze(-1), None, None, None
+        logits_TV, log_sums_T, columns_T1, own_T, counted_T = ctx.saved_tensors
+        hits_T1 = -own_T.to(log_sums_T.dtype).unsqueeze(-1)
+        scales_T1 = (counted_T * gradients[0]).unsqueeze(-1)
+        gradient_TV = torch.empty_like(logits_TV)
+        for part in parts(logits_TV):
+            softmax_PV = (logits_TV[part] - log_sums_T[part].unsqueeze(-1)).exp_()
+            softmax_PV.scatter_add_(-1, columns_T1[part], hits_T1[part])
+            torch.mul(softmax_PV, scales_T1[part], out=gradient_TV[part])
+        return gradient_TV, None, None, None
+
+
+def parts(logits_TV: Tensor) -> Iterator[slice]:
+    """Tokens whose logits are widened at once: few for a cache, many for each kernel of a GPU."""
+    size = CACHED_LOGITS if logits_TV.device.type == "cpu" else LAUNCHED_LOGITS
+    tokens = max(1, size // logits_TV.shape[-1])
+    for begin in range(0, logits_TV.shape[0], tokens):
+        yield slice(begin, begin + tokens)

@@ -52,8 +52,8 @@ def test_degrees_left_out_are_inferred(line: str, cluster: str, axes: dict[str, 
 
 def test_context_parallelism_grows_until_the_sequence_fits() -> None:
     found = resolve("llama-3-8b: CP+FSDP", "h100:2x8", "train.seq_len=131072")
-    assert (found.degrees.cp, found.degrees.fsdp) == (16, 1)
-    assert found.explain[0] == "cp = 16: the smallest power of two from 2 on at which the job fits"
+    assert (found.degrees.cp, found.degrees.fsdp) == (8, 2)
+    assert found.explain[0] == "cp = 8: the smallest power of two from 2 on at which the job fits"
 
 
 def test_context_comes_before_the_pipeline() -> None:
