@@ -76,7 +76,7 @@ def test_a_thousand_nodes_are_abbreviated_and_ascii(capsys: Captured) -> None:
 def test_a_misfit_is_shown_with_what_would_fit_and_exits_0(capsys: Captured) -> None:
     assert run(["plan", "llama-3-8b: DP", "--cluster", "h100:1x8"]) == 0
     captured = capsys.readouterr()
-    assert "DOES NOT FIT: needs 182 GB per rank of 77.0 GB usable" in captured.out
+    assert "DOES NOT FIT: needs 176 GB per rank of 77.0 GB usable" in captured.out
     assert "Would fit: `--set parallelism=FSDP8`" in captured.out
     assert "note: training defaults of llama-3-8b" in captured.err
 
@@ -188,7 +188,7 @@ def test_tokens_are_priced(capsys: Captured) -> None:
 def test_bars_show_memory_and_the_step(capsys: Captured) -> None:
     run(["plan", "llama-3-8b: DP", "--cluster", "h100:1x8"])
     out = capsys.readouterr().out
-    assert re.search(r"  0  \[W+G+O+\|O+C+A+>\] 182 GB, 236% of what is usable", out)
+    assert re.search(r"  0  \[W+G+O+\|O+C+A+>\] 176 GB, 228% of what is usable", out)
     assert re.search(r"  compute +[\d.]+ s +\d+%  #+", out)
 
 

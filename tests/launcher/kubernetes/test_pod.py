@@ -26,6 +26,7 @@ import torch
 x = torch.tensor([int(os.environ["RANK"])])
 dist.all_reduce(x)
 print("sum", x.item())
+dist.destroy_process_group()  # gloo aborts a rank that leaves later than its peers
 """
 WAITS = """
 import os, signal, sys, time
