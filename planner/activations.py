@@ -3,7 +3,7 @@
 T = micro_batch x seq_len / cp tokens, e bytes per element, t = tp, h = dim, a = heads,
 d = head_dim, f = ffn_dim. Ts = T / t with sp, else T. What the runtime keeps of one layer::
 
-    norm inputs                     2 e h Ts      (RMSNorm on CPU: two copies, in fp32 at least)
+    norm inputs                     2 e h Ts
     gathered inputs of QKV and MLP  2 e h T       (whole with sp too: column-split weights need it)
     queries, keys, values, output   4 e a d T / t, and 4 a T / t log-sum-exp of the fused kernel
                                     (keys and values are repeated for every query head, but not
@@ -14,7 +14,8 @@ d = head_dim, f = ffn_dim. Ts = T / t with sp, else T. What the runtime keeps of
                                     (etp is t without ep)
     dropout masks                   2 e h Ts      (attention on CPU then keeps 3 e a s T / t scores)
 
-    recompute: full         e h Ts per layer, and one whole layer while it is run again
+    recompute: full         e h Ts per layer; while it is run again one whole layer, and gradients
+                            of the stream and of what the activation function made
     recompute: partitioned  e h T / t per layer, and the same
     recompute: selective    results of attention and of the matmuls but the last (of that one only
                             with dropout), sums over tp once added up; norms, gathered inputs and
@@ -84,8 +85,6 @@ class Shapes:
     @property
     def norm(self) -> int:
         """Bytes that one norm keeps."""
-        if self.kind == "cpu" and self.model.norm == "rmsnorm":
-            return 2 * max(4, self.regime.compute) * self.model.dim * self.tokens_outside
         return self.hidden_outside
 
 
@@ -121,7 +120,11 @@ def layer_activations(shapes: Shapes, layer: int) -> LayerActivations:
             stored = shapes.hidden // degrees.tp
     if shapes.train.offload_activations:
         stored = 0
-    return LayerActivations(stored=stored, working=max(0, everything - stored))
+    # of the stream, and of what the activation function made
+    made = first / 2 if shapes.model.activation == "swiglu" else first
+    gradients = shapes.hidden_outside + round(element * shapes.tokens * made)
+    working = everything - stored + gradients
+    return LayerActivations(stored=stored, working=working)
 
 
 def outside_layers(shapes: Shapes) -> int:
@@ -183,9 +186,7 @@ def _attention_bytes(shapes: Shapes) -> tuple[int, int, int]:
         kept += 3 * element * tokens * heads * shapes.train.seq_len
     key_value_heads = max(1, model.num_kv_heads // tp)
     rotated = tokens * model.head_dim * (heads + key_value_heads)
-    normed = 0
-    if model.qk_norm:
-        normed = 2 * max(4, element) * rotated if shapes.kind == "cpu" else element * rotated
+    normed = element * rotated if model.qk_norm else 0
     if ring:  # keys and values are not repeated
         kept = 2 * element * rotated + log_sum_exp
         return kept + normed, kept, element * rotated + normed
@@ -202,7 +203,7 @@ def _attention_bytes(shapes: Shapes) -> tuple[int, int, int]:
 def _latent_elements(mla: MlaSpec, heads: int, kind: Kind, *, ring: bool) -> tuple[int, int, int]:
     """Elements per token that latent attention keeps, that selective keeps, and makes again.
 
-    Latents stay whole under tp. CPU kernels take values widened to keys, and norms two copies.
+    Latents stay whole under tp. CPU kernels take values widened to keys.
     """
     query_key = mla.qk_nope_head_dim + mla.qk_rope_head_dim
     key_value = mla.qk_nope_head_dim + mla.v_head_dim
@@ -210,7 +211,7 @@ def _latent_elements(mla: MlaSpec, heads: int, kind: Kind, *, ring: bool) -> tup
     inner = query_key if kind == "cpu" and not ring else mla.v_head_dim
     copied = mla.v_head_dim if inner != mla.v_head_dim else 0  # the output without the added width
     values = key_value if ring else inner
-    normed = ranks * (3 if kind == "cpu" else 2)
+    normed = 2 * ranks
     kept = normed + mla.qk_rope_head_dim + heads * (2 * query_key + values + inner + copied)
     projections = ranks + mla.qk_rope_head_dim + heads * (query_key + key_value + inner)
     return kept, projections, normed - ranks + heads * (2 * query_key + inner)

@@ -15,19 +15,18 @@ copies in float32 would be the largest tensors of a step.
 Shapes: T tokens, P tokens of one part, V vocabulary (this rank's part).
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from parctl.runtime.model.parts import parts
 from parctl.runtime.parallel.collectives import all_reduce
 from parctl.runtime.parallel.mesh import RankMesh
 from parctl.runtime.parallel.tensor_parallel import first_of_part
 
 IGNORED = -100  # a target that does not count
-CACHED_LOGITS, LAUNCHED_LOGITS = 1 << 17, 1 << 24  # widened at once on a CPU, on a GPU
 
 
 def token_loss_sum(
@@ -82,11 +81,3 @@ class CrossEntropy(torch.autograd.Function):
             softmax_PV.scatter_add_(-1, columns_T1[part], hits_T1[part])
             torch.mul(softmax_PV, scales_T1[part], out=gradient_TV[part])
         return gradient_TV, None, None, None
-
-
-def parts(logits_TV: Tensor) -> Iterator[slice]:
-    """Tokens whose logits are widened at once: few for a cache, many for each kernel of a GPU."""
-    size = CACHED_LOGITS if logits_TV.device.type == "cpu" else LAUNCHED_LOGITS
-    tokens = max(1, size // logits_TV.shape[-1])
-    for begin in range(0, logits_TV.shape[0], tokens):
-        yield slice(begin, begin + tokens)

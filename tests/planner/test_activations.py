@@ -69,7 +69,8 @@ def test_context_parallelism_divides_the_tokens() -> None:
 def test_full_recompute_keeps_the_input_and_works_on_one_layer() -> None:
     everything = layer_activations(shapes(Degrees(tp=2), sp=True), 0).stored
     kept = layer_activations(shapes(Degrees(tp=2), sp=True, recompute="full"), 0)
-    assert (kept.stored, kept.working) == (64 * KIB, everything - 64 * KIB)
+    waiting = 64 + 192  # gradients of the stream, and of gate x up
+    assert (kept.stored, kept.working) == (64 * KIB, everything - 64 * KIB + waiting * KIB)
 
 
 def test_partitioned_recompute_splits_the_input_without_sp() -> None:
@@ -88,12 +89,6 @@ def test_selective_recompute_keeps_matmul_results() -> None:
 def test_bf16_halves_what_is_not_log_sum_exp() -> None:
     kept = layer_activations(shapes(Degrees(), precision="bf16"), 0)
     assert kept.stored == (2568 - 8) * KIB // 2 + 8 * KIB
-
-
-def test_rms_norm_on_cpu_keeps_two_fp32_copies() -> None:
-    gpu = layer_activations(shapes(Degrees(), precision="bf16"), 0).stored
-    cpu = layer_activations(shapes(Degrees(), precision="bf16", kind="cpu"), 0).stored
-    assert cpu - gpu == 2 * (2 * 128 - 64) * KIB  # two norms
 
 
 def test_the_last_stage_keeps_the_final_norm_and_the_logits() -> None:

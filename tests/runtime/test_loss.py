@@ -10,7 +10,7 @@ from tests.runtime.harness import run_ranks
 from torch import Tensor
 from torch.nn import functional as F
 
-from parctl.runtime.model import loss
+from parctl.runtime.model import parts
 from parctl.runtime.model.loss import IGNORED, CrossEntropy
 
 TOKENS, VOCABULARY = 10, 13
@@ -51,7 +51,7 @@ def by_parts(
 def test_parts_give_what_torch_gives(
     monkeypatch: pytest.MonkeyPatch, tokens: int, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(loss, "CACHED_LOGITS", tokens * VOCABULARY + 1)
+    monkeypatch.setattr(parts, "CACHED_ELEMENTS", tokens * VOCABULARY + 1)
     logits_TV, targets_T = sample(dtype)
     found, wanted = by_parts(logits_TV, targets_T), by_torch(logits_TV, targets_T)
     assert found[0].dtype == wanted[0].dtype
@@ -69,7 +69,7 @@ def test_no_target_that_counts_gives_nothing() -> None:
 def split_and_whole() -> list[tuple[Tensor, Tensor]]:
     """This rank's part of the vocabulary, and all of it, on every rank."""
     dist.init_process_group("gloo")
-    loss.CACHED_LOGITS = 3 * VOCABULARY
+    parts.CACHED_ELEMENTS = 3 * VOCABULARY
     logits_TV, targets_T = sample(torch.float64)
     begin, end = ((0, 7), (7, VOCABULARY))[dist.get_rank()]
     total, gradient_TV = by_parts(logits_TV[:, begin:end], targets_T, begin, dist.group.WORLD)
@@ -87,7 +87,7 @@ def test_a_split_vocabulary_gives_the_same(tmp_path: Path) -> None:
 def test_only_a_part_is_ever_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole at the peak: the gradient. Twice a part: one is freed after the next is made."""
     tokens, vocabulary, part = 256, 1000, 8
-    monkeypatch.setattr(loss, "CACHED_LOGITS", part * vocabulary)
+    monkeypatch.setattr(parts, "CACHED_ELEMENTS", part * vocabulary)
     logits_TV = torch.zeros(tokens, vocabulary, dtype=torch.bfloat16, requires_grad=True)
     targets_T = torch.zeros(tokens, dtype=torch.int64)
     with LiveBytes([logits_TV, targets_T]) as live:
