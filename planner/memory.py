@@ -202,6 +202,8 @@ def memory_of(
     stage = sharing.zero_stage
     for part in held:
         shard = part.shard
+        # on CPUs gradients cross in the compute type, unless they were added up before
+        narrow = kind == "cpu" and not sharing.whole_gradients
         state = states.state_bytes(
             shard, regime, stage, degrees, whole_gradients=sharing.whole_gradients
         )
@@ -214,7 +216,14 @@ def memory_of(
                 weights=state.weights,
                 gradients=state.gradients,
                 optimizer=0 if sharing.offload_optimizer else state.optimizer,
-                gathered=states.gathered_bytes(shard, part.unit, regime, stage, degrees),
+                gathered=states.gathered_bytes(
+                    shard,
+                    part.unit,
+                    regime,
+                    stage,
+                    degrees,
+                    crossing=regime.compute if narrow else regime.gradient,
+                ),
                 activations=part.activations,
                 working=part.working,
                 logits=part.logits,

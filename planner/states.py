@@ -110,20 +110,21 @@ def state_bytes(
 
 
 def gathered_bytes(
-    shard: Shard, unit: Shard, regime: Regime, zero_stage: int, degrees: Degrees
+    shard: Shard, unit: Shard, regime: Regime, zero_stage: int, degrees: Degrees, *, crossing: int
 ) -> int:
     """What the data axes hold beside the state while a step runs.
 
     Stage 3: two layers (`unit`) gathered for compute, and one layer's gradient before it is
-    scattered. The head stays gathered from forward to backward, when no layer is. Stages 1 and 2:
-    all layers gathered, since they are not let go before the step's last backward. Replicas, a lone
-    rank, and one that computes in another type than it stores: a copy of all parameters.
+    scattered, as it is and as it crosses, `crossing` bytes per parameter. The head stays gathered
+    from forward to backward, when no layer is. Stages 1 and 2: all layers gathered, since they are
+    not let go before the step's last backward. Replicas, a lone rank, and one that computes in
+    another type than it stores: a copy of all parameters.
     """
     if zero_stage < 1:
         replicas = degrees.dp * degrees.cp
         copied = replicas > 1 or degrees.world_size == 1 or regime.compute != regime.weight
         return regime.compute * shard.total if copied else 0
-    gradient = unit.total * (regime.compute + regime.gradient)
+    gradient = unit.total * (regime.compute + crossing)
     if zero_stage < 3:
         return regime.compute * shard.total + gradient
     if dense_shards(degrees) == 1 and regime.compute == regime.weight:

@@ -30,6 +30,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from parctl.recipes.spec import ParallelismSpec, Precision
 from parctl.runtime.model.transformer import Embedding, Transformer, shares_embedding
 from parctl.runtime.parallel import expert_parallel
+from parctl.runtime.parallel.gradient_sum import GradientSum
 from parctl.runtime.parallel.mesh import RankMesh
 
 COMPUTE_TYPES = {"bf16": torch.bfloat16, "fp8": torch.bfloat16}  # others compute as they store
@@ -64,6 +65,11 @@ def apply(
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+    if sums_on_arrival(mesh, parallelism, precision):
+        for unit, _ in parts:
+            first = unit[0] if isinstance(unit, list) else unit
+            if mesh.experts is None or not any(expert_parallel.experts_of(first)):
+                first.set_custom_reduce_scatter(GradientSum(COMPUTE_TYPES[precision]))
     model.gathers_once = reshard_policy(parallelism, True) is False
     model.reduces_once = parallelism.reduces_once
     if parallelism.prefetch > 1:
@@ -79,6 +85,22 @@ def mixed_precision(precision: Precision) -> MixedPrecisionPolicy:
             cast_forward_inputs=False,
         )
     return MixedPrecisionPolicy(cast_forward_inputs=False)
+
+
+def sums_on_arrival(mesh: RankMesh, parallelism: ParallelismSpec, precision: Precision) -> bool:
+    """Whether gradients cross in the compute type, to be added up in float32 where they arrive.
+
+    On CPUs, where torch's own way costs three times as much; not after ranks have added up those
+    of several micro-batches, which is done in float32.
+    """
+    shards = mesh.axis("fsdp")
+    return (
+        mesh.device.type == "cpu"
+        and precision in COMPUTE_TYPES
+        and shards is not None
+        and shards.size() > 1
+        and not parallelism.reduces_once
+    )
 
 
 def units(model: Transformer) -> list[tuple[Any, bool]]:

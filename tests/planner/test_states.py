@@ -57,23 +57,29 @@ def test_fp64_doubles_everything() -> None:
 
 
 @pytest.mark.parametrize(
-    ("zero_stage", "degrees", "expected"),
+    ("zero_stage", "degrees", "crossing", "expected"),
     [
-        (3, Degrees(fsdp=4), 100 * (2 * 2 + 2 + 4)),  # two layers gathered, one gradient
-        (3, Degrees(tp=4), 100 * (2 * 2 + 2 + 4)),  # one rank: the rest was 1, bf16 is still a copy
-        (2, Degrees(fsdp=4), 1000 * 2 + 100 * (2 + 4)),
-        (0, Degrees(dp=4), 1000 * 2),  # DDP's copy in bf16
-        (0, Degrees(tp=4), 1000 * 2),
+        (3, Degrees(fsdp=4), 4, 100 * (2 * 2 + 2 + 4)),  # two layers gathered, one gradient
+        (3, Degrees(fsdp=4), 2, 100 * (2 * 2 + 2 + 2)),  # which crosses in bf16
+        (3, Degrees(tp=4), 4, 100 * (2 * 2 + 2 + 4)),  # one rank: bf16 is still a copy
+        (2, Degrees(fsdp=4), 4, 1000 * 2 + 100 * (2 + 4)),
+        (0, Degrees(dp=4), 4, 1000 * 2),  # DDP's copy in bf16
+        (0, Degrees(tp=4), 4, 1000 * 2),
     ],
 )
-def test_gathered_copies_by_hand(zero_stage: int, degrees: Degrees, expected: int) -> None:
+def test_gathered_copies_by_hand(
+    zero_stage: int, degrees: Degrees, crossing: int, expected: int
+) -> None:
     unit = Shard(dense=100, experts=0)
-    assert gathered_bytes(THOUSAND, unit, REGIMES["bf16"], zero_stage, degrees) == expected
+    regime = REGIMES["bf16"]
+    found = gathered_bytes(THOUSAND, unit, regime, zero_stage, degrees, crossing=crossing)
+    assert found == expected
 
 
 def test_tensor_parallelism_alone_in_fp32_copies_nothing() -> None:
-    assert gathered_bytes(THOUSAND, THOUSAND, REGIMES["fp32"], 0, Degrees(tp=4)) == 0
-    assert gathered_bytes(THOUSAND, THOUSAND, REGIMES["fp32"], 3, Degrees(tp=4)) == 0
+    for stage in (0, 3):
+        regime = REGIMES["fp32"]
+        assert gathered_bytes(THOUSAND, THOUSAND, regime, stage, Degrees(tp=4), crossing=4) == 0
 
 
 def test_a_copy_of_the_tied_table_has_a_gradient_and_no_moments() -> None:
