@@ -65,6 +65,8 @@ def apply(
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+            # a lookup's gradient needs no weights; a table that is also the head is not in here
+            module.set_unshard_in_backward(not isinstance(module, Embedding))
     if sums_on_arrival(mesh, parallelism, precision):
         for unit, _ in parts:
             first = unit[0] if isinstance(unit, list) else unit
