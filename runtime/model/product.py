@@ -1,9 +1,9 @@
 """`x W^T` by the fastest kernel there is: on CPUs oneDNN in float32, everything else as torch does.
 
 torch multiplies float32 matrices on CPUs with MKL, whose AVX-512 kernels run on Intel's processors
-only: on an AMD EPYC oneDNN is 2.2 times as fast (Zen 5; 1.2 times on
-Zen 4), and as exact (float32 throughout). torch itself
-uses oneDNN for bfloat16. For small products its overhead is larger than the gain.
+only: on AMD's EPYCs oneDNN is 1.2 times (Zen 4) to 2.2 times as fast, and as exact (float32
+throughout). torch itself uses oneDNN for bfloat16. For small products its overhead is larger than
+the gain.
 """
 
 from typing import Any
