@@ -202,8 +202,8 @@ def memory_of(
     stage = sharing.zero_stage
     for part in held:
         shard = part.shard
-        # on CPUs gradients cross in the compute type, unless they were added up before
-        narrow = kind == "cpu" and not sharing.whole_gradients
+        # on CPUs gradients cross in the compute type, unless they are added up before
+        narrow = kind == "cpu" and not sharing.whole_gradients and degrees.pp == 1
         state = states.state_bytes(
             shard, regime, stage, degrees, whole_gradients=sharing.whole_gradients
         )

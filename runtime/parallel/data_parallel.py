@@ -92,8 +92,9 @@ def mixed_precision(precision: Precision) -> MixedPrecisionPolicy:
 def sums_on_arrival(mesh: RankMesh, parallelism: ParallelismSpec, precision: Precision) -> bool:
     """Whether gradients cross in the compute type, to be added up in float32 where they arrive.
 
-    On CPUs, where torch's own way costs three times as much; not after ranks have added up those
-    of several micro-batches, which is done in float32.
+    On CPUs, where torch's own way costs three times as much. Not where a rank adds up gradients
+    before they cross, in float32: those of several micro-batches, or in a pipeline those that its
+    schedule has put off.
     """
     shards = mesh.axis("fsdp")
     return (
@@ -102,6 +103,7 @@ def sums_on_arrival(mesh: RankMesh, parallelism: ParallelismSpec, precision: Pre
         and shards is not None
         and shards.size() > 1
         and not parallelism.reduces_once
+        and mesh.sizes["pp"] == 1
     )
 
 

@@ -82,6 +82,7 @@ FORMS: dict[str, tuple[dict[str, int], dict[str, Any], int]] = {
     # sharded over fewer ranks than the rest of their block: torch takes no other way there
     "experts elsewhere": ({"fsdp": 4}, {"model": moe_model(), "spec": {"ep": 2}}, 2),
     # added up in float32 before they cross
+    "zero3 x pp2": ({"pp": 2, "fsdp": 2}, {"spec": {"schedule": "zero-bubble"}}, 0),
     "zero1": ({"fsdp": 2}, {"zero_stage": 1}, 0),
     "zero3, last": ({"fsdp": 2}, {"spec": {"grad_sync": "last"}}, 0),
 }
