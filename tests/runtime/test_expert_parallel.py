@@ -226,7 +226,7 @@ UNITS = LAYERS + 2  # embedding, layers, head
             {
                 "A2A": 5 * LAYERS,
                 "AR": LAYERS,
-                "AG": 4 * LAYERS + 2 + 1,
+                "AG": 4 * LAYERS + 2,
                 "RS": 2 * LAYERS + 2,
             },
         ),
