@@ -8,9 +8,9 @@ from parctl.recipes.spec import ModelSpec, ParallelismSpec, Recipe, TrainSpec
 from parctl.runtime.serving.check import unbuilt_inference, uneven_inference
 
 WORKS_TODAY = (
-    "Llama, GPT, T5 and MoE models with DP, FSDP (ZERO1, ZERO2, ZERO3), HSDP, TP, TP+SP, CP, EP, "
-    "PP with every schedule, LAYER and their products, in fp32, bf16 or fp64, with recompute none, "
-    "selective, full or partitioned"
+    "Llama, GPT, T5, ViT and MoE models with DP, FSDP (ZERO1, ZERO2, ZERO3), HSDP, TP, TP+SP, CP, "
+    "EP, OP, PP with every schedule, LAYER and their products, in fp32, bf16, fp64, or fp8 where "
+    "the GPU has it, with recompute none, selective, full or partitioned"
 )
 
 

@@ -44,7 +44,7 @@ def list_tensors(folder: Path) -> dict[str, Stored]:
             other = next(iter(sorted(folder.glob("*.bin"))), None)
             raise UsageError(
                 f"{folder} holds neither {SINGLE} nor {INDEX}"
-                f"{'' if other is None else f', only {other.name}, which is not read'}",
+                f"{'' if other is None else f'; {other.name} is not read'}",
                 hint="is the download complete? name a folder with a Hugging Face model in "
                 "safetensors files; `checkpoint.init_from: random` draws weights",
             )
