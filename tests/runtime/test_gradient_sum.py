@@ -3,6 +3,7 @@
 from math import prod
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -58,18 +59,11 @@ def test_every_rank_gets_the_float32_sum_of_its_shard(shard: int, tmp_path: Path
 
 def train_with(made: Plan, run_dir: Path, torchs_own: bool) -> int:
     """Run a plan on this rank. Returns how many units add up by `GradientSum`."""
-    units: list[int] = []
-    made_by = GradientSum.__init__
-
-    def count(self: GradientSum, sent: torch.dtype) -> None:
-        units.append(1)
-        made_by(self, sent)
-
-    GradientSum.__init__ = count  # type: ignore[method-assign]
-    if torchs_own:
-        data_parallel.sums_on_arrival = lambda *_: False
-    run_plan(made, run_dir, TermSignal())
-    return len(units)
+    with mock.patch.object(data_parallel, "GradientSum", wraps=GradientSum) as units:
+        if torchs_own:
+            data_parallel.sums_on_arrival = lambda *_: False
+        run_plan(made, run_dir, TermSignal())
+    return units.call_count
 
 
 BF16 = {"precision": "bf16", "steps": 3}
