@@ -38,6 +38,7 @@ from parctl.runtime.model.linear import Linear, nothing
 from parctl.runtime.model.product import onednn_linear
 from parctl.runtime.model.short_attention import OPERATION as SHORT_ATTENTION
 from parctl.runtime.model.transformer import Transformer
+from parctl.runtime.parallel import shared_memory
 from parctl.runtime.parallel.collectives import TOKENS, all_gather_tokens
 from parctl.runtime.parallel.ring_attention import OPERATION as RING_ATTENTION
 
@@ -60,6 +61,7 @@ EXCHANGES = frozenset(
         collectives.reduce_scatter_tensor.default,
         collectives.all_reduce.default,
         collectives.all_to_all_single.default,
+        *shared_memory.SUMS,
     }
 )
 DEAR = (

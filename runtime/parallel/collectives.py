@@ -10,7 +10,8 @@
 
 `copy` and `gather` stand where split work begins, `reduce` and `scatter` where its parts are added
 up. `split` and `join` deal out tokens that all ranks of the group hold. torch's functional
-collectives are used, because selective recomputation can see and keep their results.
+collectives are used, because selective recomputation can see and keep their results, and on the
+CPUs of one node operations of our own, for the same reason (`runtime.parallel.shared_memory`).
 """
 
 from collections.abc import Sequence
@@ -20,12 +21,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from parctl.runtime.parallel import shared_memory
+from parctl.runtime.parallel.shared_memory import shares_memory
+
 functional = torch.ops._c10d_functional
 TOKENS = 1  # the dim of [B, S, D] that SP splits
 
 
 def all_reduce(x: Tensor, group: dist.ProcessGroup, operation: str = "sum") -> Tensor:
-    result: Tensor = functional.wait_tensor(
+    if operation == "sum" and shares_memory(group.group_name):
+        result: Tensor = shared_memory.all_reduce(x, group.group_name)
+        return result
+    result = functional.wait_tensor(
         functional.all_reduce(x.contiguous(), operation, group.group_name)
     )
     return result
@@ -33,6 +40,9 @@ def all_reduce(x: Tensor, group: dist.ProcessGroup, operation: str = "sum") -> T
 
 def all_gather_tokens(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """`[B, S/n, D]` to `[B, S, D]`."""
+    if shares_memory(group.group_name):
+        result: Tensor = shared_memory.all_gather(x, group.group_name, TOKENS)
+        return result
     size = group.size()
     stacked = functional.wait_tensor(
         functional.all_gather_into_tensor(x.contiguous(), size, group.group_name)
@@ -42,9 +52,12 @@ def all_gather_tokens(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 def reduce_scatter_tokens(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """`[B, S, D]`, a part of the sum on each rank, to `[B, S/n, D]`, the sum of own tokens."""
+    if shares_memory(group.group_name):
+        result: Tensor = shared_memory.reduce_scatter(x, group.group_name, TOKENS)
+        return result
     size = group.size()
     stacked = torch.cat(x.chunk(size, dim=TOKENS))
-    result: Tensor = functional.wait_tensor(
+    result = functional.wait_tensor(
         functional.reduce_scatter_tensor(stacked, "sum", size, group.group_name)
     )
     return result

@@ -29,9 +29,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from parctl.recipes.spec import ParallelismSpec, Precision
 from parctl.runtime.model.transformer import Embedding, Transformer, shares_embedding
-from parctl.runtime.parallel import expert_parallel
-from parctl.runtime.parallel.gradient_sum import GradientSum
+from parctl.runtime.parallel import expert_parallel, shared_memory
 from parctl.runtime.parallel.mesh import RankMesh
+from parctl.runtime.parallel.shard_exchanges import GradientSum, ParameterGather
 
 COMPUTE_TYPES = {"bf16": torch.bfloat16, "fp8": torch.bfloat16}  # others compute as they store
 
@@ -67,11 +67,15 @@ def apply(
             module.set_force_sum_reduction_for_comms(True)
             # a lookup's gradient needs no weights; a table that is also the head is not in here
             module.set_unshard_in_backward(not isinstance(module, Embedding))
-    if sums_on_arrival(mesh, parallelism, precision):
+    shards = mesh.axis("fsdp")
+    if shards is not None and shards.size() > 1 and mesh.device.type == "cpu":
+        shared_memory.connect(shards)
+        sent = sent_type(mesh, parallelism, precision)
         for unit, _ in parts:
             first = unit[0] if isinstance(unit, list) else unit
             if mesh.experts is None or not any(expert_parallel.experts_of(first)):
-                first.set_custom_reduce_scatter(GradientSum(COMPUTE_TYPES[precision]))
+                first.set_custom_all_gather(ParameterGather())
+                first.set_custom_reduce_scatter(GradientSum(sent))
     model.gathers_once = reshard_policy(parallelism, True) is False
     model.reduces_once = parallelism.reduces_once
     if parallelism.prefetch > 1:
@@ -89,22 +93,17 @@ def mixed_precision(precision: Precision) -> MixedPrecisionPolicy:
     return MixedPrecisionPolicy(cast_forward_inputs=False)
 
 
-def sums_on_arrival(mesh: RankMesh, parallelism: ParallelismSpec, precision: Precision) -> bool:
-    """Whether gradients cross in the compute type, to be added up in float32 where they arrive.
+def sent_type(
+    mesh: RankMesh, parallelism: ParallelismSpec, precision: Precision
+) -> torch.dtype | None:
+    """The type in which gradients cross, where they are added up in float32 only on arrival.
 
-    On CPUs, where torch's own way costs three times as much. Not where a rank adds up gradients
-    before they cross, in float32: those of several micro-batches, or in a pipeline those that its
-    schedule has put off.
+    Not where a rank adds up gradients before they cross, in float32: those of several
+    micro-batches, or in a pipeline those that its schedule has put off.
     """
-    shards = mesh.axis("fsdp")
-    return (
-        mesh.device.type == "cpu"
-        and precision in COMPUTE_TYPES
-        and shards is not None
-        and shards.size() > 1
-        and not parallelism.reduces_once
-        and mesh.sizes["pp"] == 1
-    )
+    if parallelism.reduces_once or mesh.sizes["pp"] > 1:
+        return None
+    return COMPUTE_TYPES.get(precision)
 
 
 def units(model: Transformer) -> list[tuple[Any, bool]]:

@@ -18,6 +18,7 @@ from functools import partial
 from torch.distributed.device_mesh import DeviceMesh
 
 from parctl.runtime.model.transformer import ParallelBlock, Transformer
+from parctl.runtime.parallel import shared_memory
 from parctl.runtime.parallel.collectives import Copy, Reduce
 from parctl.runtime.parallel.tensor_parallel import call
 
@@ -30,6 +31,7 @@ def apply(model: Transformer, operator: DeviceMesh) -> None:
     """Leave this rank its branches, in place, on the meta device."""
     group, own = operator.get_group(), operator.get_local_rank()
     assert operator.size() == len(BRANCHES), operator
+    shared_memory.connect(operator)
     for block in model.blocks.values():
         assert isinstance(block, ParallelBlock)
         block.enter, block.leave = partial(call, Copy, group), partial(call, Reduce, group)

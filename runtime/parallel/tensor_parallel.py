@@ -38,7 +38,8 @@ from parctl.runtime.model.latent_attention import LatentAttention
 from parctl.runtime.model.linear import Exchange, Linear
 from parctl.runtime.model.relative import RelativeBias
 from parctl.runtime.model.transformer import Block, Embedding, Positions, Transformer
-from parctl.runtime.parallel.collectives import Copy, Gather, Reduce, Scatter
+from parctl.runtime.parallel import shared_memory
+from parctl.runtime.parallel.collectives import Copy, Gather, Reduce, Scatter, all_reduce
 
 OUTPUTS, INPUTS, WHOLE = Shard(0), Shard(1), Replicate()
 STREAM = (
@@ -67,6 +68,7 @@ def apply(model: Transformer, tp: DeviceMesh, *, sequence_parallel: bool) -> fro
     Returns the names of parameters whose gradient is to be summed over tp.
     """
     group = tp.get_group()
+    shared_memory.connect(tp)
     enter: Exchange = partial(call, Gather if sequence_parallel else Copy, group)
     leave: Exchange = partial(call, Scatter if sequence_parallel else Reduce, group)
 
@@ -202,7 +204,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter], tp: DeviceMesh) -> None:
     if not gradients:
         return
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    dist.all_reduce(flat, group=tp.get_group())
-    parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+    total = all_reduce(flat, tp.get_group())
+    parts = torch.split(total, [gradient.numel() for gradient in gradients])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))

@@ -19,8 +19,10 @@ from parctl.runtime.training import prepare
 KINDS = {
     "all_reduce": "AR",
     "allreduce_": "AR",
+    "all_gather": "AG",
     "all_gather_into_tensor": "AG",
     "_allgather_base_": "AG",
+    "reduce_scatter": "RS",
     "reduce_scatter_tensor": "RS",
     "_reduce_scatter_base_": "RS",
     "all_to_all_single": "A2A",
@@ -37,7 +39,8 @@ class ExchangeCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         namespace, _, name = func._schema.name.partition("::")
-        if namespace in ("c10d", "_c10d_functional") and name != "wait_tensor":
+        ours = namespace == "parctl" and name in KINDS
+        if ours or (namespace in ("c10d", "_c10d_functional") and name != "wait_tensor"):
             self.counts[KINDS.get(name, name)] += 1
         return func(*args, **(kwargs or {}))
 

@@ -1,0 +1,233 @@
+"""Exchanges of ranks on the CPUs of one node, through memory that all of them map.
+
+gloo sends everything through sockets, and its reduce-scatter is an all-reduce. Here a rank copies
+what it gives into memory of its own; a collective of the same kind by gloo, over one element per
+rank, tells it that all others have done so; then it reads what they gave. Order, time-outs, lost
+peers and the flight recorder are thus gloo's, as everywhere else.
+
+A rank has two memories, and writes them in turns: when it comes back to one, all others have met
+it in the exchange between, so they have read what was in there.
+
+The memories are files without a name (memfd_create(2)), which the group opens under /proc. They end
+with the last process that maps them, however it ends, and no limit on /dev/shm holds for them.
+Ranks that can't open each other's (on other nodes, in other pods) stay with gloo.
+
+    all-gather      every rank reads all
+    reduce-scatter  every rank reads its part of all, and adds up in order of rank
+    all-reduce      two ranks read all; more add up a part each, and read the others' sums
+"""
+
+import os
+import sys
+import weakref
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from mmap import mmap
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import distributed_c10d
+from torch.distributed.device_mesh import DeviceMesh
+
+from parctl.runtime.model.parts import parts
+
+NAME = "parctl-exchange"
+SECRET_BYTES = 16  # at the start of a new memory
+
+functional = torch.ops._c10d_functional
+
+
+class Memory:
+    """One of the two memories of a rank, as a process maps it. Its rank alone writes it."""
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+        self._bytes = self._map(SECRET_BYTES)
+
+    def _map(self, size: int) -> Tensor:
+        return torch.frombuffer(mmap(self._file, size), dtype=torch.uint8)
+
+    def write(self, x: Tensor) -> None:
+        if self._bytes.numel() < x.nbytes:
+            os.ftruncate(self._file, x.nbytes)
+        self.like(x).copy_(x)
+
+    def like(self, x: Tensor) -> Tensor:
+        """The first bytes as a tensor of the same type and shape."""
+        if self._bytes.numel() < x.nbytes:
+            self._bytes = self._map(x.nbytes)
+        return self._bytes[: x.nbytes].view(x.dtype).view(x.shape)
+
+
+class SharedMemory:
+    """What the ranks of one group map. All call the same, with equal shapes and types."""
+
+    def __init__(self, group: dist.ProcessGroup, pairs: Sequence[Sequence[Memory]]) -> None:
+        self._rank, self._size, self._name = group.rank(), group.size(), group.group_name
+        self._pairs = pairs
+        self._turn = 0
+        self._one, self._each = torch.zeros(1), torch.zeros(group.size())
+
+    def all_gather(self, x: Tensor) -> list[Tensor]:
+        """What every rank gave. To be read before the next exchange."""
+        self._write(x)
+        functional.wait_tensor(functional.all_gather_into_tensor(self._one, self._size, self._name))
+        return self._read(x)
+
+    def reduce_scatter(self, x: Tensor, out: Tensor, dim: int = 0) -> Tensor:
+        """Add up this rank's part along `dim`, in the type of `out`."""
+        self._write(x)
+        functional.wait_tensor(
+            functional.reduce_scatter_tensor(self._each, "sum", self._size, self._name)
+        )
+        return add_up([share.chunk(self._size, dim)[self._rank] for share in self._read(x)], out)
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        self._write(x)
+        self._meet()
+        out = torch.empty(x.shape, dtype=x.dtype)
+        if self._size == 2:
+            return torch.add(*self._read(x), out=out)
+        shares = [share.view(-1).tensor_split(self._size) for share in self._read(x)]
+        own = shares[self._rank][self._rank]
+        own.copy_(add_up([share[self._rank] for share in shares], torch.empty_like(own)))
+        self._meet()
+        torch.cat([share[rank] for rank, share in enumerate(shares)], out=out.view(-1))
+        return out
+
+    def _meet(self) -> None:
+        functional.wait_tensor(functional.all_reduce(self._one, "sum", self._name))
+
+    def _write(self, x: Tensor) -> None:
+        self._turn = 1 - self._turn
+        self._pairs[self._rank][self._turn].write(x)
+
+    def _read(self, x: Tensor) -> list[Tensor]:
+        """What all have written since this rank has met them, in order of rank."""
+        return [pair[self._turn].like(x) for pair in self._pairs]
+
+
+def add_up(shares: Sequence[Tensor], out: Tensor) -> Tensor:
+    """The sum of tensors of one shape, in their order; half precision is added up in float32."""
+    if len(shares) == 2 and shares[0].dtype == out.dtype:
+        return torch.add(*shares, out=out)
+    wide = torch.promote_types(out.dtype, torch.float32)
+    for part in parts(out):
+        total = shares[0][part].to(wide)
+        for share in shares[1:]:
+            total = total + share[part].to(wide)
+        out[part] = total
+    return out
+
+
+connected: weakref.WeakKeyDictionary[dist.ProcessGroup, SharedMemory] = weakref.WeakKeyDictionary()
+
+
+def of(group: dist.ProcessGroup) -> SharedMemory | None:
+    return connected.get(group)
+
+
+def connect(mesh: DeviceMesh) -> None:
+    """Give the group of a mesh of one dim shared memory, if its ranks are CPUs of one node.
+
+    All ranks of the group call it.
+    """
+    group = mesh.get_group()
+    if mesh.device_type != "cpu" or sys.platform != "linux" or group.size() == 1:
+        return
+    if group in connected:  # by another stage of this rank
+        return
+    with ExitStack() as opened:
+        pairs = exchange_memories(group, opened)
+        answers: list[Any] = [None] * group.size()
+        dist.all_gather_object(answers, len(pairs) == group.size(), group)
+        if all(answers):
+            shared = connected[group] = SharedMemory(group, pairs)
+            weakref.finalize(shared, opened.pop_all().close)
+
+
+def exchange_memories(group: dist.ProcessGroup, opened: ExitStack) -> list[list[Memory]]:
+    """The memories of all ranks of a group, in their order, up to one that can't be had here."""
+    files: list[int] = []
+    secret = os.urandom(SECRET_BYTES)
+    with suppress(OSError):
+        for _ in range(2):
+            file = os.memfd_create(NAME)
+            opened.callback(os.close, file)
+            os.write(file, secret)
+            files.append(file)
+    offers: list[Any] = [None] * group.size()
+    dist.all_gather_object(offers, (os.getpid(), files, secret), group)
+    pairs: list[list[Memory]] = []
+    with suppress(OSError):
+        for pid, theirs, expected in offers:
+            found = [open_memory(f"/proc/{pid}/fd/{file}", expected, opened) for file in theirs]
+            pair = [memory for memory in found if memory is not None]
+            if len(pair) < 2:
+                break
+            pairs.append(pair)
+    return pairs
+
+
+def open_memory(path: str, secret: bytes, opened: ExitStack) -> Memory | None:
+    """None where this is another process's: a pid of another node or container."""
+    if not os.readlink(path).startswith(f"/memfd:{NAME} "):
+        return None
+    file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    opened.callback(os.close, file)
+    return Memory(file) if os.pread(file, SECRET_BYTES, 0) == secret else None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def shares_memory(group_name: str) -> bool:
+    return resolve(group_name) in connected
+
+
+def resolve(group_name: str) -> dist.ProcessGroup:
+    found: Any = distributed_c10d._resolve_process_group  # type: ignore[attr-defined]
+    group: dist.ProcessGroup = found(group_name)
+    return group
+
+
+@torch.library.custom_op("parctl::all_gather", mutates_args=())
+def all_gather(x: Tensor, group_name: str, dim: int) -> Tensor:
+    """The parts of all ranks, one after the other along `dim`."""
+    return torch.cat(connected[resolve(group_name)].all_gather(x), dim)
+
+
+@torch.library.custom_op("parctl::reduce_scatter", mutates_args=())
+def reduce_scatter(x: Tensor, group_name: str, dim: int) -> Tensor:
+    """This rank's part, along `dim`, of the sum."""
+    group = resolve(group_name)
+    return connected[group].reduce_scatter(x, x.new_empty(part_shape(x, dim, group.size())), dim)
+
+
+@torch.library.custom_op("parctl::all_reduce", mutates_args=())
+def all_reduce(x: Tensor, group_name: str) -> Tensor:
+    return connected[resolve(group_name)].all_reduce(x)
+
+
+@all_gather.register_fake
+def _(x: Tensor, group_name: str, dim: int) -> Tensor:
+    return torch.cat([x] * resolve(group_name).size(), dim)
+
+
+@reduce_scatter.register_fake
+def _(x: Tensor, group_name: str, dim: int) -> Tensor:
+    return x.new_empty(part_shape(x, dim, resolve(group_name).size()))
+
+
+@all_reduce.register_fake
+def _(x: Tensor, group_name: str) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def part_shape(x: Tensor, dim: int, size: int) -> list[int]:
+    shape = list(x.shape)
+    shape[dim] //= size
+    return shape
+
+
+SUMS = (torch.ops.parctl.all_reduce.default, torch.ops.parctl.reduce_scatter.default)

@@ -1,0 +1,95 @@
+"""Exchanges in shared memory: every rank gets what gloo gives it, in any order of arrival."""
+
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from tests.runtime.harness import run_ranks
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from parctl.runtime.parallel import collectives, shared_memory
+
+SHAPES = [(1, 4, 3), (2, 8, 5), (1, 4, 1), (3, 4000, 7), (2, 4, 2)]
+
+
+def join(num_ranks: int) -> DeviceMesh:
+    dist.init_process_group("gloo")
+    return init_device_mesh("cpu", (num_ranks,))
+
+
+def term(rank: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(rank)).to(dtype)
+
+
+def exchange_all(num_ranks: int, dtype: torch.dtype) -> None:
+    """Compare on this rank, which at times comes late, and at times early."""
+    mesh = join(num_ranks)
+    group, rank = mesh.get_group(), mesh.get_local_rank()
+    shared_memory.connect(mesh)
+    assert shared_memory.of(group) is not None
+    for turn, shape in enumerate(4 * SHAPES):
+        time.sleep(random.random() / 200)
+        terms = [term(100 * turn + other, shape, dtype) for other in range(num_ranks)]
+        total = torch.stack(terms).to(torch.promote_types(dtype, torch.float32)).sum(0).to(dtype)
+        reduced = collectives.all_reduce(terms[rank], group)
+        gathered = collectives.all_gather_tokens(terms[rank], group)
+        scattered = collectives.reduce_scatter_tokens(terms[rank].mT.contiguous().mT, group)
+        torch.testing.assert_close(reduced, total)
+        torch.testing.assert_close(scattered, total.chunk(num_ranks, dim=1)[rank])
+        assert torch.equal(gathered, torch.cat(terms, dim=1))
+        everybodys = [torch.empty_like(reduced) for _ in range(num_ranks)]
+        dist.all_gather(everybodys, reduced, group=group)
+        assert all(torch.equal(other, reduced) for other in everybodys)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_every_rank_gets_what_gloo_would_give_it(
+    num_ranks: int, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    run_ranks(exchange_all, num_ranks, tmp_path, num_ranks, dtype)
+
+
+def connect_where(broken: str) -> tuple[bool, list[float], int]:
+    """Whether ranks share memory, their sum, and how many files they leave open.
+
+    The last rank can't open the others' memories, or they can't open its own.
+    """
+    mesh = join(3)
+    last = mesh.get_local_rank() == 2
+    if broken == "hidden" and last:
+        mock.patch.object(os, "readlink", side_effect=PermissionError).start()
+    elif broken == "none to give" and last:
+        mock.patch.object(os, "memfd_create", side_effect=OSError).start()
+    elif broken == "another node" and last:  # where the pid is that of another process
+        mock.patch.object(os, "getpid", return_value=os.getppid()).start()
+    elif broken == "another rank's" and last:
+        mock.patch.object(os, "pread", return_value=b"?").start()
+    shared_memory.connect(mesh)
+    shared = shared_memory.of(mesh.get_group()) is not None
+    total = collectives.all_reduce(torch.arange(3.0), mesh.get_group())
+    mock.patch.stopall()
+    dist.destroy_process_group()
+    del mesh
+    links = [os.readlink(entry.path) for entry in os.scandir("/proc/self/fd")]
+    return shared, total.tolist(), sum(shared_memory.NAME in link for link in links)
+
+
+BROKEN = ["", "hidden", "none to give", "another node", "another rank's"]
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_all_ranks_stay_with_gloo_if_one_cannot_open_the_others(
+    broken: str, tmp_path: Path
+) -> None:
+    results: list[Any] = run_ranks(connect_where, 3, tmp_path, broken)
+    for result in results:
+        assert result == (not broken, [0.0, 3.0, 6.0], 0)
