@@ -20,7 +20,7 @@ def export(
     from pathlib import Path
 
     from parctl.errors import UsageError
-    from parctl.launcher.run_directory import runs_root
+    from parctl.launcher.places import runs_root
 
     if find_spec("torch") is None:
         raise UsageError("torch is not installed", hint="`pip install 'parctl[torch]'`")

@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 
 from parctl.errors import UsageError
-from parctl.launcher.run_directory import runs_root, write_whole
+from parctl.launcher.places import runs_root
+from parctl.launcher.run_directory import write_whole
 from parctl.planner.time.calibration import Calibration, calibration_from_json
 from parctl.topology.model import Topology
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from parctl.errors import UsageError
+from parctl.launcher.places import config_file
 
 DEFAULT_BACKEND = "local"
 CONTEXT_KEYS = ("backend", "address", "namespace", "queue", "storage")
@@ -49,25 +50,6 @@ class Settings:
     context: str | None  # name of the current one
     contexts: Mapping[str, Mapping[str, str]]
     retention: Retention
-
-
-def home() -> Path:
-    """The user's home. UsageError: HOME is not set and nobody has this user id."""
-    try:
-        return Path.home()
-    except RuntimeError as error:
-        raise UsageError(
-            "this user has no home directory",
-            hint="set HOME, or XDG_STATE_HOME and XDG_CONFIG_HOME",
-        ) from error
-
-
-def config_file() -> Path:
-    """Where the settings are. XDG says that a relative path is to be ignored."""
-    config_home = Path(os.environ.get("XDG_CONFIG_HOME", ""))
-    if not config_home.is_absolute():
-        config_home = home() / ".config"
-    return config_home / "parctl" / "config.yaml"
 
 
 def load_settings() -> Settings:

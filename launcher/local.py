@@ -19,6 +19,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 from parctl.errors import BackendError, UnknownRunError, UsageError
+from parctl.launcher import early
 from parctl.launcher.backend import (
     Diagnosis,
     LogLine,
@@ -28,16 +29,16 @@ from parctl.launcher.backend import (
     State,
 )
 from parctl.launcher.guard import GRACE_S, bury, declared_dead, owner_alive
-from parctl.launcher.handover import hand_over, spawn_supervisor, tell_it_is_alone
+from parctl.launcher.handover import hand_over, tell_it_is_alone
 from parctl.launcher.local_manifest import local_document
 from parctl.launcher.log_files import follow_logs, read_logs
 from parctl.launcher.metrics import last_step, read_metrics
+from parctl.launcher.places import runs_root
 from parctl.launcher.processes import descendants, kill_run, this_machine, this_process
 from parctl.launcher.run_directory import (
     Record,
     RunDirectory,
     run_directories,
-    runs_root,
     write_whole,
 )
 from parctl.launcher.run_id import check_run_id
@@ -58,18 +59,18 @@ class LocalBackend:
 
     @contextmanager
     def standby(self) -> Iterator[None]:
-        """Start a supervisor before the recipe is read, for whichever run is then submitted.
+        """Have a supervisor before the recipe is read, for whichever run is then submitted.
 
         It has torch imported meanwhile. Nothing stays of it when none is submitted inside the
         `with`.
         """
         with suppress(OSError):  # `submit` tries again
-            self._supervisor = spawn_supervisor(ahead=find_spec("torch") is not None)
+            self._supervisor = early.take()
         try:
             yield
         finally:
             if self._supervisor is not None:
-                self._supervisor.communicate()  # closes its stdin: it leaves
+                early.dismiss(self._supervisor)
                 self._supervisor = None
 
     @contextmanager
@@ -115,7 +116,7 @@ class LocalBackend:
             ) from error
         if created:
             self._drop_fork_server(recipe)
-            supervisor, self._supervisor = self._supervisor or spawn_supervisor(), None
+            supervisor, self._supervisor = self._supervisor or early.spawn_supervisor(), None
             try:
                 hand_over(run, supervisor)
             except KeyboardInterrupt:  # nobody has been told that there is such a run

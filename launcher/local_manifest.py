@@ -9,16 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from parctl.errors import CannotPlaceError, UsageError
+from parctl.launcher.early import ENVIRONMENT_DEFAULTS
 from parctl.planner.plan import Plan
 from parctl.topology.layout import Slot
 
 SCHEMA = 1
 FORK_COMMAND = ("python", "-m", "parctl.runtime.forkserver")
-ENVIRONMENT_DEFAULTS = {
-    "OMP_NUM_THREADS": "1",
-    "GLOO_SOCKET_IFNAME": "lo",
-    "PYTHONUNBUFFERED": "1",
-}
 # what the supervisor sets itself, by attempt
 AT_START = {
     "MASTER_PORT": "a free port, held by the supervisor as long as the attempt lasts",

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from parctl.errors import UsageError
 from parctl.launcher.backend import RunStatus
-from parctl.launcher.contexts import Retention, config_file, load_settings
+from parctl.launcher.contexts import Retention, load_settings
+from parctl.launcher.places import config_file
 
 DAY_S = 86400.0
 

@@ -31,7 +31,7 @@ from typing import Any, Literal
 
 from parctl.errors import BackendError
 from parctl.launcher.backend import RankStatus, State, Verdict
-from parctl.launcher.contexts import home
+from parctl.launcher.places import runs_root
 from parctl.launcher.processes import Machine, Process
 from parctl.recipes.frozen import from_json, to_json
 
@@ -161,19 +161,6 @@ def write_whole(path: Path, text: str) -> None:
     except OSError:
         beside.unlink(missing_ok=True)
         raise
-
-
-def runs_root() -> Path:
-    """Where the runs of this user are. XDG says that a relative path is to be ignored."""
-    state_home = Path(os.environ.get("XDG_STATE_HOME", ""))
-    if not state_home.is_absolute():
-        state_home = home() / ".local" / "state"
-    return state_home / "parctl" / "runs"
-
-
-def ahead_log() -> Path:
-    """A file for what is started before there is a run directory to write in."""
-    return runs_root() / f".ahead-{os.getpid()}-{os.urandom(4).hex()}.log"
 
 
 def run_directories() -> list[RunDirectory]:

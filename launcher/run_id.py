@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from parctl.errors import UnknownRunError, UsageError
+from parctl.launcher.places import MAX_RUN_ID
 
-MAX_LENGTH = 40
 SUFFIX_LENGTH = 6
 # no vowels, so no words; no look-alikes
 ALPHABET = "bcdfghjkmnpqrstvwxz2456789"
@@ -26,15 +26,15 @@ def new_run_id(name: str) -> str:
     label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     if not label or not label[0].isalpha():
         label = f"run-{label}".strip("-")
-    label = label[: MAX_LENGTH - SUFFIX_LENGTH - 1].rstrip("-")
+    label = label[: MAX_RUN_ID - SUFFIX_LENGTH - 1].rstrip("-")
     return f"{label}-{''.join(secrets.choice(ALPHABET) for _ in range(SUFFIX_LENGTH))}"
 
 
 def check_run_id(run_id: str) -> str:
     """Return the id, or raise UsageError saying which rule it breaks."""
-    if len(run_id) > MAX_LENGTH:
+    if len(run_id) > MAX_RUN_ID:
         raise UsageError(
-            f"run id `{run_id}` has {len(run_id)} characters, {MAX_LENGTH} are allowed",
+            f"run id `{run_id}` has {len(run_id)} characters, {MAX_RUN_ID} are allowed",
             hint="choose a shorter `--run-id` or `--name`",
         )
     if not LABEL.fullmatch(run_id):

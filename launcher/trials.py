@@ -18,7 +18,8 @@ from parctl.errors import ParctlError, RunCancelledError, RunFailedError
 from parctl.launcher.attempt import Attempt, Outcome
 from parctl.launcher.backend import Verdict
 from parctl.launcher.children import Children
-from parctl.launcher.local_manifest import ENVIRONMENT_DEFAULTS, local_document
+from parctl.launcher.early import ENVIRONMENT_DEFAULTS
+from parctl.launcher.local_manifest import local_document
 from parctl.launcher.processes import adopt_orphans
 from parctl.launcher.ranks import ForkStarter
 from parctl.launcher.run_directory import RunDirectory

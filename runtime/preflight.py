@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from parctl.runtime.parallel.mesh import choose_device
+from parctl.runtime.rendezvous import open_store
 
 TIMEOUT = timedelta(seconds=60)
 ROUNDS = 5
@@ -23,7 +24,14 @@ ROUNDS = 5
 def main() -> int:
     """Measure, print, and return 1 when a result is wrong."""
     device = choose_device()
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=open_store(rank, world_size, TIMEOUT),
+        rank=rank,
+        world_size=world_size,
+        timeout=TIMEOUT,
+    )
     tflops, product_right = multiply(device)
     gb_per_s, sum_right = reduce(device)
     dist.barrier()

@@ -17,8 +17,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from parctl.errors import BackendError, UsageError
-from parctl.launcher.contexts import home
 from parctl.launcher.kubernetes.exec_plugin import ask_plugin, checked_token
+from parctl.launcher.places import home
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 

@@ -22,6 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from parctl.recipes.spec import AXES
+from parctl.runtime.rendezvous import open_store
 from parctl.topology.layout import Layout
 
 LONG_TIMEOUT = timedelta(minutes=30)  # where ranks wait for slow nodes and file systems
@@ -96,16 +97,9 @@ def choose_device() -> torch.device:
 def join_world(layout: Layout, device: torch.device) -> None:
     """Meet all ranks where RANK 0 listens, and become torch's rank of our place in the layout."""
     rank = int(os.environ["RANK"])
-    store = dist.TCPStore(  # type: ignore[attr-defined]
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        layout.world_size,
-        is_master=rank == 0,
-        timeout=LONG_TIMEOUT,
-    )
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        store=store,
+        store=open_store(rank, layout.world_size, LONG_TIMEOUT),
         rank=layout.ranks.index(rank),
         world_size=layout.world_size,
         timeout=LONG_TIMEOUT,

@@ -3,6 +3,10 @@
 import sys
 
 try:
+    if sys.argv[1:2] == ["launch"]:
+        from parctl.launcher.early import begin
+
+        begin(sys.argv[2:])
     from parctl.cli.main import main
 except KeyboardInterrupt:  # within the tenth of a second that this takes
     sys.exit(130)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from parctl.launcher.backend import RunStatus, State
 from parctl.launcher.local import LocalBackend
+from parctl.launcher.places import runs_root
 from parctl.launcher.processes import Process, processes_of_run
-from parctl.launcher.run_directory import RunDirectory, runs_root
+from parctl.launcher.run_directory import RunDirectory
 from parctl.launcher.waiting import wait_for
 from parctl.planner.plan import Plan
 

@@ -9,7 +9,7 @@ import pytest
 
 import parctl
 from parctl.errors import ParctlError
-from parctl.launcher.run_directory import runs_root
+from parctl.launcher.places import runs_root
 
 RECIPE = """\
 version: 1

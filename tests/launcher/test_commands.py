@@ -16,7 +16,7 @@ from tests.launcher.runs import BACKEND, directory, left, run_lightly, running, 
 
 from parctl.cli.main import run as parctl
 from parctl.launcher.backend import State
-from parctl.launcher.run_directory import runs_root
+from parctl.launcher.places import runs_root
 
 Capture = pytest.CaptureFixture[str]
 # a sitecustomize: the supervisor knows its run, and takes its time over becoming the owner

@@ -11,7 +11,7 @@ import pytest
 from tests.launcher.runs import BACKEND, directory, launch, left, log, pid_of, run, until
 
 from parctl.launcher.backend import State
-from parctl.launcher.run_directory import runs_root
+from parctl.launcher.places import runs_root
 from parctl.launcher.waiting import wait_for
 from parctl.planner.make import make_plan
 from parctl.planner.plan import Plan

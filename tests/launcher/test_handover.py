@@ -13,7 +13,7 @@ from tests.launcher.runs import BACKEND, directory, launch, python, running, unt
 
 from parctl.errors import BackendError
 from parctl.launcher.backend import State
-from parctl.launcher.run_directory import runs_root
+from parctl.launcher.places import runs_root
 from parctl.launcher.waiting import wait_for
 from parctl.planner.make import make_plan
 from parctl.recipes.loader import load_recipe

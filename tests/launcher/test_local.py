@@ -25,7 +25,7 @@ from tests.launcher.runs import (
 
 from parctl.errors import BackendError, CannotPlaceError, UnknownRunError, UsageError
 from parctl.launcher.backend import State
-from parctl.launcher.run_directory import runs_root
+from parctl.launcher.places import runs_root
 
 PRINT_ENVIRONMENT = python("import os, json; print(json.dumps(dict(os.environ)))")
 SLEEP = python("import time", "print('up', flush=True)", "time.sleep(60)")
@@ -367,9 +367,7 @@ def test_a_command_that_no_kernel_takes_is_no_fault_of_parctl() -> None:
 
 
 def test_a_user_without_a_home_is_told_what_to_set() -> None:
-    program = (
-        "from parctl.launcher.run_directory import runs_root, os; os.setuid(54321); runs_root()"
-    )
+    program = "from parctl.launcher.places import runs_root, os; os.setuid(54321); runs_root()"
     nobody = {"HOME", "XDG_STATE_HOME"}
     environment = {key: value for key, value in os.environ.items() if key not in nobody}
     done = subprocess.run(

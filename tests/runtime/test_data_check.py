@@ -12,7 +12,7 @@ from tokenizers.trainers import BpeTrainer
 
 from parctl.errors import UsageError
 from parctl.launcher.launch import launch_plan
-from parctl.launcher.run_directory import runs_root
+from parctl.launcher.places import runs_root
 from parctl.recipes.spec import DataSpec
 from parctl.runtime.data.check import num_ids, refuse_bad_data
 from parctl.runtime.data.tokenizer import load_tokenizer

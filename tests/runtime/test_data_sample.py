@@ -10,7 +10,7 @@ from tests.runtime.plans import LLAMA, plan
 
 from parctl.errors import UsageError
 from parctl.launcher.launch import launch_plan
-from parctl.launcher.run_directory import runs_root
+from parctl.launcher.places import runs_root
 from parctl.runtime.data.check import refuse_bad_data
 from parctl.runtime.data.sample import BLOCK_BYTES, NUM_BLOCKS
 

@@ -15,7 +15,7 @@ from tests.runtime.plans import GPT, LLAMA, OPTIMIZER, plan
 from parctl.cli.main import run
 from parctl.errors import UsageError
 from parctl.launcher.launch import launch_plan
-from parctl.launcher.run_directory import runs_root
+from parctl.launcher.places import runs_root
 from parctl.recipes.frozen import to_json
 from parctl.recipes.hf_config import read_hf_config
 from parctl.recipes.models import complete_model

@@ -1,0 +1,111 @@
+"""Starting a supervisor before there is a run, and before almost anything is imported.
+
+A new interpreter takes a tenth of a second to be ready, and importing torch takes seconds. So the
+first thing that `parctl launch` does is to start both, on the look of its words alone; all else
+that it does is done meanwhile. A supervisor that gets no run leaves, and takes the fork server with
+it: `supervisor.py` says what passes between the two.
+"""
+
+import atexit
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
+from typing import Any
+
+from parctl.errors import UsageError
+from parctl.launcher.places import MAX_RUN_ID, ahead_log, config_file, runs_root
+
+# what ranks on this machine have unless their recipe or the user says otherwise
+ENVIRONMENT_DEFAULTS = {
+    "OMP_NUM_THREADS": "1",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "PYTHONUNBUFFERED": "1",
+}
+# with one of these a launch needs no local run, or may not
+ELSEWHERE = ("--help", "--dry-run", "--context", "--backend", "-b")
+
+_begun: list[subprocess.Popen[bytes]] = []  # by `begin`; not taken yet
+
+
+def begin(words: Sequence[str]) -> None:
+    """Start a supervisor if these words of a launch, read by nobody yet, look like a local run."""
+    if any(word.startswith(ELSEWHERE) for word in words):
+        return
+    with suppress(UsageError, OSError):  # what is wrong will be said in due course
+        if "PARCTL_CONTEXT" not in os.environ and not config_file().exists():
+            _begun.append(spawn_ahead())
+            atexit.register(_dismiss)
+
+
+def take() -> subprocess.Popen[bytes]:
+    """The supervisor that was begun, else a new one. Raises OSError."""
+    return _begun.pop() if _begun else spawn_ahead()
+
+
+def dismiss(supervisor: subprocess.Popen[bytes]) -> None:
+    """Let a supervisor go that got no run, and wait until nothing is left of it."""
+    supervisor.communicate()  # closes its stdin
+
+
+def _dismiss() -> None:
+    while _begun:
+        dismiss(_begun.pop())
+
+
+def spawn_ahead() -> subprocess.Popen[bytes]:
+    """Start a supervisor, and with it, where there is torch, a fork server that imports it.
+
+    That is in the environment that ranks have unless their recipe says otherwise. Raises OSError.
+    """
+    log = ahead_log()
+    torch = find_spec("torch") is not None
+    if torch:
+        log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    supervisor = spawn_supervisor()
+    if torch:
+        of_ranks = {**ENVIRONMENT_DEFAULTS, **_environment(), **_room_for_marks()}
+        tell(supervisor, {"log": str(log), "environment": of_ranks})
+    return supervisor
+
+
+def spawn_supervisor() -> subprocess.Popen[bytes]:
+    """Start a supervisor in a session of its own; it waits to be told its run.
+
+    What goes wrong with it until it knows its run is said on our stderr. Raises OSError.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "parctl.launcher.supervisor"],
+        env=_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,  # which is for data
+        start_new_session=True,
+    )
+
+
+def tell(supervisor: subprocess.Popen[bytes], order: Mapping[str, Any]) -> None:
+    assert supervisor.stdin
+    with suppress(BrokenPipeError):  # its exit code will say that it did not start
+        supervisor.stdin.write(json.dumps(order).encode() + b"\n")
+        supervisor.stdin.flush()
+
+
+def _room_for_marks() -> dict[str, str]:
+    """Marks of a run that is not known yet, as long as those of any run."""
+    runs = os.fsencode(runs_root())
+    return {
+        "PARCTL_RUN_ID": "?" * MAX_RUN_ID,
+        "PARCTL_RUN_DIR": "?" * (len(runs) + 1 + MAX_RUN_ID),
+    }
+
+
+def _environment() -> dict[str, str]:
+    """Ours: but a launch from within a rank starts a run of its own, not a part of the outer."""
+    return {key: value for key, value in os.environ.items() if not _marks_a_run(key)}
+
+
+def _marks_a_run(variable: str) -> bool:
+    return variable in ("PARCTL_RUN_ID", "PARCTL_RUN_DIR", "PARCTL_ATTEMPT")
