@@ -180,7 +180,6 @@ def open_memory(path: str, secret: bytes, opened: ExitStack) -> Memory | None:
     return Memory(file) if os.pread(file, SECRET_BYTES, 0) == secret else None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def shares_memory(group_name: str) -> bool:
     return resolve(group_name) in connected
 
