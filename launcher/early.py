@@ -27,6 +27,7 @@ ENVIRONMENT_DEFAULTS = {
 }
 # with one of these a launch needs no local run, or may not
 ELSEWHERE = ("--help", "--dry-run", "--context", "--backend", "-b")
+SETTINGS = {"PARCTL_BACKEND", "PARCTL_CONTEXT"}
 
 _begun: list[subprocess.Popen[bytes]] = []  # by `begin`; not taken yet
 
@@ -36,7 +37,7 @@ def begin(words: Sequence[str]) -> None:
     if any(word.startswith(ELSEWHERE) for word in words):
         return
     with suppress(UsageError, OSError):  # what is wrong will be said in due course
-        if "PARCTL_CONTEXT" not in os.environ and not config_file().exists():
+        if not SETTINGS & os.environ.keys() and not config_file().exists():
             _begun.append(spawn_ahead())
             atexit.register(_dismiss)
 

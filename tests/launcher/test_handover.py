@@ -12,8 +12,9 @@ from tests.launcher.plans import script_plan
 from tests.launcher.runs import BACKEND, directory, launch, python, running, until
 
 from parctl.errors import BackendError
+from parctl.launcher import early
 from parctl.launcher.backend import State
-from parctl.launcher.places import runs_root
+from parctl.launcher.places import config_file, runs_root
 from parctl.launcher.waiting import wait_for
 from parctl.planner.make import make_plan
 from parctl.recipes.loader import load_recipe
@@ -151,3 +152,41 @@ def test_torch_is_on_its_way_before_the_supervisor_imports_what_it_needs_later()
         "parctl.launcher.ranks",
         "parctl.launcher.supervisor",
     }
+
+
+def test_a_launch_starts_its_supervisor_before_it_reads_its_words() -> None:
+    early.begin(["tiny-llama", "--set", "train.steps=1"])
+    until(fork_servers)
+    standing = supervisors()
+    with BACKEND.standby():
+        assert supervisors() == standing
+    assert supervisors() == fork_servers() == set()
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["x", "--dry-run"], ["x", "-b", "ray"], ["x", "-bray"], ["--backend=ray"]]
+)
+def test_a_launch_to_elsewhere_starts_none(words: list[str]) -> None:
+    early.begin(words)
+    assert supervisors() == set()
+
+
+@pytest.mark.parametrize("variable", sorted(early.SETTINGS))
+def test_nor_does_one_whose_settings_say_where(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "local")
+    early.begin(["tiny-llama"])
+    monkeypatch.delenv(variable)
+    config_file().parent.mkdir(parents=True, exist_ok=True)
+    config_file().write_text("{}")
+    early.begin(["tiny-llama"])
+    assert supervisors() == set()
+
+
+@pytest.mark.parametrize("words", [["--no-such-flag"], ["tiny-llama", "--cluster"], []])
+def test_words_that_mean_nothing_leave_nothing(words: list[str]) -> None:
+    command = [sys.executable, "-m", "parctl", "launch", *words]
+    assert subprocess.run(command, capture_output=True).returncode == 2
+    assert supervisors() == fork_servers() == set()
+    assert list(runs_root().iterdir()) == []
