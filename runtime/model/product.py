@@ -50,9 +50,21 @@ class Product(torch.autograd.Function):
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         return (
             multiply(gradient, weight.mT) if wants_x else None,
-            multiply(rows.mT, x.flatten(0, -2).mT) if wants_weight else None,
+            weight_gradient(rows, x.flatten(0, -2)) if wants_weight else None,
             rows.sum(0) if wants_bias else None,
         )
+
+
+def weight_gradient(rows: Tensor, x: Tensor) -> Tensor:
+    """`rows^T x` for `rows` `[M, N]` and `x` `[M, K]`.
+
+    oneDNN wants the first factor in order. Put in order is either `rows^T`, or `x^T` and the
+    result, whichever is less.
+    """
+    (num_rows, n), k = rows.shape, x.shape[1]
+    if num_rows * n <= k * (num_rows + n):
+        return multiply(rows.mT, x.mT)
+    return multiply(x.mT, rows.mT).mT.contiguous()
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -115,10 +115,12 @@ def add_up(shares: Sequence[Tensor], out: Tensor) -> Tensor:
         return torch.add(*shares, out=out)
     wide = torch.promote_types(out.dtype, torch.float32)
     for part in parts(out):
-        total = shares[0][part].to(wide)
-        for share in shares[1:]:
-            total = total + share[part].to(wide)
-        out[part] = total
+        first, *others = (share[part] for share in shares)
+        total = out[part].copy_(first) if out.dtype == wide else first.to(wide)
+        for share in others:
+            total += share.to(wide)
+        if out.dtype != wide:
+            out[part] = total
     return out
 
 

@@ -15,13 +15,16 @@ Outcome = tuple[Tensor, ...]
 
 
 def run(
-    multiply: Callable[[Tensor, Tensor, Tensor], Tensor], dtype: torch.dtype, *shape: int
+    multiply: Callable[[Tensor, Tensor, Tensor], Tensor],
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    features: int,
 ) -> Outcome:
     """Return the product and its gradients for random factors of size 1."""
     generator = torch.Generator().manual_seed(3)
     x, weight, bias = (
         torch.randn(size, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
-        for size in ((*shape, 192), (160, 192), (160,))
+        for size in ((*shape, 192), (features, 192), (features,))
     )
     out = multiply(x, weight, bias)
     out.backward(  # type: ignore[no-untyped-call]
@@ -31,17 +34,25 @@ def run(
     return out.detach(), x.grad, weight.grad, bias.grad
 
 
-def outcomes(shape: tuple[int, ...]) -> tuple[Outcome, Outcome]:
-    return run(product, torch.float32, *shape), run(F.linear, torch.float64, *shape)
+def outcomes(shape: tuple[int, ...], features: int) -> tuple[Outcome, Outcome]:
+    return (
+        run(product, torch.float32, shape, features),
+        run(F.linear, torch.float64, shape, features),
+    )
 
 
-@pytest.mark.parametrize("shape", [(4, 32), (128,)], ids=str)
-def test_float32_products_are_exact_to_float32(shape: tuple[int, ...], tmp_path: Path) -> None:
-    ((ours, exact),) = run_ranks(outcomes, 1, tmp_path, shape)
+@pytest.mark.parametrize(
+    ("shape", "features"), [((4, 32), 160), ((128,), 160), ((8, 64), 1000)], ids=str
+)
+def test_float32_products_are_exact_to_float32(
+    shape: tuple[int, ...], features: int, tmp_path: Path
+) -> None:
+    ((ours, exact),) = run_ranks(outcomes, 1, tmp_path, shape, features)
     for value, expected in zip(ours, exact, strict=True):
-        # 192 terms of size 1, each rounded to 6e-8: bfloat16 would be off by 1e-1
-        torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-4)
+        # up to 1,000 terms of size 1, each rounded to 6e-8: bfloat16 would be off by 1e-1
+        torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=2e-4)
         assert value.dtype == torch.float32
+        assert value.is_contiguous()
 
 
 def kernel(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
