@@ -39,12 +39,7 @@ class ParameterGather(AllGather):
         if shared is None:
             dist.all_gather_single(output_tensor, input_tensor, group=group)
             return
-        given = shared.all_gather(input_tensor)
-        for rank, (part, share) in enumerate(
-            zip(output_tensor.chunk(len(given)), given, strict=True)
-        ):
-            if rank != group.rank():
-                part.copy_(share)
+        shared.all_gather(input_tensor, output_tensor.chunk(group.size()))
 
 
 class GradientSum(ReduceScatter):
@@ -76,7 +71,8 @@ class GradientSum(ReduceScatter):
         assert op == dist.ReduceOp.SUM and not async_op  # all that parctl has FSDP ask for
         shared = shared_memory.of(group)
         if shared is not None:
-            shared.reduce_scatter(input_tensor, output_tensor)
+            parts = input_tensor.view(group.size(), -1)
+            shared.reduce_scatter(parts, output_tensor.view(1, -1), dim=0)
         elif self.sent is None:
             dist.reduce_scatter_single(output_tensor, input_tensor, group=group)
         else:

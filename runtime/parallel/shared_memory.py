@@ -8,6 +8,9 @@ peers and the flight recorder are thus gloo's, as everywhere else.
 A rank has two memories, and writes them in turns: when it comes back to one, all others have met
 it in the exchange between, so they have read what was in there.
 
+What is larger than a memory crosses in pieces, so that a rank holds no more than two of them for
+each of its groups, whatever is exchanged.
+
 The memories are files without a name (memfd_create(2)), which the group opens under /proc. They end
 with the last process that maps them, however it ends, and no limit on /dev/shm holds for them.
 Ranks that can't open each other's (on other nodes, in other pods) stay with gloo.
@@ -20,7 +23,7 @@ Ranks that can't open each other's (on other nodes, in other pods) stay with glo
 import os
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from mmap import mmap
 from typing import Any
@@ -35,6 +38,7 @@ from parctl.runtime.model.parts import parts
 
 NAME = "parctl-exchange"
 SECRET_BYTES = 16  # at the start of a new memory
+PIECE_BYTES = 32 << 20  # most that a memory holds; at this size a meeting costs little beside it
 
 functional = torch.ops._c10d_functional
 
@@ -70,32 +74,44 @@ class SharedMemory:
         self._turn = 0
         self._one, self._each = torch.zeros(1), torch.zeros(group.size())
 
-    def all_gather(self, x: Tensor) -> list[Tensor]:
-        """What every rank gave. To be read before the next exchange."""
-        self._write(x)
-        functional.wait_tensor(functional.all_gather_into_tensor(self._one, self._size, self._name))
-        return self._read(x)
+    def all_gather(self, x: Tensor, parts: Sequence[Tensor]) -> None:
+        """Fill the others' of `parts`, in order of rank, with what they gave."""
+        for own, *room in pieces(x, *parts):
+            self._write(own)
+            functional.wait_tensor(
+                functional.all_gather_into_tensor(self._one, self._size, self._name)
+            )
+            for rank, share in enumerate(self._read(own)):
+                if rank != self._rank:
+                    room[rank].copy_(share)
 
-    def reduce_scatter(self, x: Tensor, out: Tensor, dim: int = 0) -> Tensor:
+    def reduce_scatter(self, x: Tensor, out: Tensor, dim: int) -> None:
         """Add up this rank's part along `dim`, in the type of `out`."""
-        self._write(x)
-        functional.wait_tensor(
-            functional.reduce_scatter_tensor(self._each, "sum", self._size, self._name)
-        )
-        return add_up([share.chunk(self._size, dim)[self._rank] for share in self._read(x)], out)
+        for own, total in pieces(x, out, whole=dim):
+            self._write(own)
+            functional.wait_tensor(
+                functional.reduce_scatter_tensor(self._each, "sum", self._size, self._name)
+            )
+            shares = self._read(own)
+            add_up([share.chunk(self._size, dim)[self._rank] for share in shares], total)
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        self._write(x)
-        self._meet()
         out = torch.empty(x.shape, dtype=x.dtype)
-        if self._size == 2:
-            return torch.add(*self._read(x), out=out)
-        shares = [share.view(-1).tensor_split(self._size) for share in self._read(x)]
+        for own, total in pieces(x.reshape(-1), out.view(-1)):
+            self._write(own)
+            self._meet()
+            if self._size == 2:
+                add_up(self._read(own), total)
+            else:
+                self._add_up_in_parts(own, total)
+        return out
+
+    def _add_up_in_parts(self, x: Tensor, total: Tensor) -> None:
+        shares = [share.tensor_split(self._size) for share in self._read(x)]
         own = shares[self._rank][self._rank]
         own.copy_(add_up([share[self._rank] for share in shares], torch.empty_like(own)))
         self._meet()
-        torch.cat([share[rank] for rank, share in enumerate(shares)], out=out.view(-1))
-        return out
+        torch.cat([share[rank] for rank, share in enumerate(shares)], out=total)
 
     def _meet(self) -> None:
         functional.wait_tensor(functional.all_reduce(self._one, "sum", self._name))
@@ -107,6 +123,16 @@ class SharedMemory:
     def _read(self, x: Tensor) -> list[Tensor]:
         """What all have written since this rank has met them, in order of rank."""
         return [pair[self._turn].like(x) for pair in self._pairs]
+
+
+def pieces(*tensors: Tensor, whole: int | None = None) -> Iterable[tuple[Tensor, ...]]:
+    """Cut tensors alike, so that one of the first fits a memory, along any dim but `whole`."""
+    first = tensors[0]
+    if first.nbytes <= PIECE_BYTES:
+        return [tensors]
+    dim = max((dim for dim in range(first.ndim) if dim != whole), key=first.size)
+    length = max(1, PIECE_BYTES * first.size(dim) // first.nbytes)
+    return zip(*(torch.split(tensor, length, dim) for tensor in tensors), strict=True)
 
 
 def add_up(shares: Sequence[Tensor], out: Tensor) -> Tensor:
@@ -132,12 +158,12 @@ def of(group: dist.ProcessGroup) -> SharedMemory | None:
 
 
 def connect(mesh: DeviceMesh) -> None:
-    """Give the group of a mesh of one dim shared memory, if its ranks are CPUs of one node.
+    """Give the group of a mesh of one dim shared memory, if gloo would join CPUs of one node.
 
     All ranks of the group call it.
     """
     group = mesh.get_group()
-    if mesh.device_type != "cpu" or sys.platform != "linux" or group.size() == 1:
+    if dist.get_backend(group) != "gloo" or sys.platform != "linux" or group.size() == 1:
         return
     if group in connected:  # by another stage of this rank
         return
@@ -195,14 +221,23 @@ def resolve(group_name: str) -> dist.ProcessGroup:
 @torch.library.custom_op("parctl::all_gather", mutates_args=())
 def all_gather(x: Tensor, group_name: str, dim: int) -> Tensor:
     """The parts of all ranks, one after the other along `dim`."""
-    return torch.cat(connected[resolve(group_name)].all_gather(x), dim)
+    group = resolve(group_name)
+    shape = list(x.shape)
+    shape[dim] *= group.size()
+    out = x.new_empty(shape)
+    parts = out.chunk(group.size(), dim)
+    parts[group.rank()].copy_(x)
+    connected[group].all_gather(x, parts)
+    return out
 
 
 @torch.library.custom_op("parctl::reduce_scatter", mutates_args=())
 def reduce_scatter(x: Tensor, group_name: str, dim: int) -> Tensor:
     """This rank's part, along `dim`, of the sum."""
     group = resolve(group_name)
-    return connected[group].reduce_scatter(x, x.new_empty(part_shape(x, dim, group.size())), dim)
+    out = x.new_empty(part_shape(x, dim, group.size()))
+    connected[group].reduce_scatter(x, out, dim)
+    return out
 
 
 @torch.library.custom_op("parctl::all_reduce", mutates_args=())

@@ -53,7 +53,7 @@ def terms(rank: int, length: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
-@pytest.mark.parametrize("shard", [1, 5, 300_000])
+@pytest.mark.parametrize("shard", [1, 5, 300_000, 8_000_001])  # the last in pieces
 def test_every_rank_gets_the_float32_sum_of_its_shard(
     shard: int, in_memory: bool, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from parctl.runtime.parallel import collectives, shared_memory
 
-SHAPES = [(1, 4, 3), (2, 8, 5), (1, 4, 1), (3, 4000, 7), (2, 4, 2)]
+SHAPES = [(1, 4, 3), (2, 8, 5), (1, 4, 1), (3, 40, 700), (2, 4, 2)]
 
 
 def join(num_ranks: int) -> DeviceMesh:
@@ -28,8 +28,9 @@ def term(rank: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(rank)).to(dtype)
 
 
-def exchange_all(num_ranks: int, dtype: torch.dtype) -> None:
+def exchange_all(num_ranks: int, dtype: torch.dtype, piece_bytes: int) -> None:
     """Compare on this rank, which at times comes late, and at times early."""
+    mock.patch.object(shared_memory, "PIECE_BYTES", piece_bytes).start()
     mesh = join(num_ranks)
     group, rank = mesh.get_group(), mesh.get_local_rank()
     shared_memory.connect(mesh)
@@ -47,15 +48,25 @@ def exchange_all(num_ranks: int, dtype: torch.dtype) -> None:
         everybodys = [torch.empty_like(reduced) for _ in range(num_ranks)]
         dist.all_gather(everybodys, reduced, group=group)
         assert all(torch.equal(other, reduced) for other in everybodys)
+    held = own_memories()
+    assert len(held) == 2 * num_ranks and max(held.values()) <= piece_bytes
     dist.destroy_process_group()
 
 
+def own_memories() -> dict[int, int]:
+    """Inode and bytes of those that this process has open, of all ranks."""
+    with os.scandir("/proc/self/fd") as files:
+        paths = [file.path for file in files if shared_memory.NAME in os.readlink(file.path)]
+    return {os.stat(path).st_ino: os.stat(path).st_size for path in paths}
+
+
+@pytest.mark.parametrize("piece_bytes", [32 << 20, 20_000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_every_rank_gets_what_gloo_would_give_it(
-    num_ranks: int, dtype: torch.dtype, tmp_path: Path
+    num_ranks: int, dtype: torch.dtype, piece_bytes: int, tmp_path: Path
 ) -> None:
-    run_ranks(exchange_all, num_ranks, tmp_path, num_ranks, dtype)
+    run_ranks(exchange_all, num_ranks, tmp_path, num_ranks, dtype, piece_bytes)
 
 
 def connect_where(broken: str) -> tuple[bool, list[float], int]:
@@ -79,8 +90,7 @@ def connect_where(broken: str) -> tuple[bool, list[float], int]:
     mock.patch.stopall()
     dist.destroy_process_group()
     del mesh
-    links = [os.readlink(entry.path) for entry in os.scandir("/proc/self/fd")]
-    return shared, total.tolist(), sum(shared_memory.NAME in link for link in links)
+    return shared, total.tolist(), len(own_memories())
 
 
 BROKEN = ["", "hidden", "none to give", "another node", "another rank's"]
