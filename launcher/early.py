@@ -7,10 +7,7 @@ it: `supervisor.py` says what passes between the two.
 """
 
 import atexit
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
@@ -18,6 +15,7 @@ from typing import Any
 
 from parctl.errors import UsageError
 from parctl.launcher.places import MAX_RUN_ID, ahead_log, config_file, runs_root
+from parctl.launcher.spawn import start_supervisor
 
 # what ranks on this machine have unless their recipe or the user says otherwise
 ENVIRONMENT_DEFAULTS = {
@@ -29,7 +27,33 @@ ENVIRONMENT_DEFAULTS = {
 ELSEWHERE = ("--help", "--dry-run", "--context", "--backend", "-b")
 SETTINGS = {"PARCTL_BACKEND", "PARCTL_CONTEXT"}
 
-_begun: list[subprocess.Popen[bytes]] = []  # by `begin`; not taken yet
+
+class Supervisor:
+    """One that waits to be told its run. Raises OSError when it can't be started."""
+
+    def __init__(self) -> None:
+        self._pid, orders = start_supervisor(_environment())
+        self._orders = open(orders, "wb")  # noqa: SIM115 - until the end of them
+
+    def tell(self, order: Mapping[str, Any]) -> None:
+        import json  # not above: the supervisor starts meanwhile
+
+        with suppress(BrokenPipeError):  # its exit code will say that it did not start
+            self._orders.write(json.dumps(order).encode() + b"\n")
+            self._orders.flush()
+
+    def leave_alone(self) -> int:
+        """Wait until it looks after the run that it was told, or has ended for want of one.
+
+        Returns its exit code.
+        """
+        with suppress(BrokenPipeError):
+            self._orders.close()
+        _, status = os.waitpid(self._pid, 0)
+        return os.waitstatus_to_exitcode(status)
+
+
+_begun: list[Supervisor] = []  # by `begin`; not taken yet
 
 
 def begin(words: Sequence[str]) -> None:
@@ -42,56 +66,32 @@ def begin(words: Sequence[str]) -> None:
             atexit.register(_dismiss)
 
 
-def take() -> subprocess.Popen[bytes]:
+def take() -> Supervisor:
     """The supervisor that was begun, else a new one. Raises OSError."""
     return _begun.pop() if _begun else spawn_ahead()
 
 
-def dismiss(supervisor: subprocess.Popen[bytes]) -> None:
-    """Let a supervisor go that got no run, and wait until nothing is left of it."""
-    supervisor.communicate()  # closes its stdin
-
-
 def _dismiss() -> None:
     while _begun:
-        dismiss(_begun.pop())
+        _begun.pop().leave_alone()
 
 
-def spawn_ahead() -> subprocess.Popen[bytes]:
+def spawn_ahead() -> Supervisor:
     """Start a supervisor, and with it, where there is torch, a fork server that imports it.
 
     That is in the environment that ranks have unless their recipe says otherwise. Raises OSError.
     """
-    log = ahead_log()
-    torch = find_spec("torch") is not None
-    if torch:
-        log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    supervisor = spawn_supervisor()
-    if torch:
+    supervisor = Supervisor()
+    if find_spec("torch") is not None:
+        log = ahead_log()
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError:
+            supervisor.leave_alone()
+            raise
         of_ranks = {**ENVIRONMENT_DEFAULTS, **_environment(), **_room_for_marks()}
-        tell(supervisor, {"log": str(log), "environment": of_ranks})
+        supervisor.tell({"log": str(log), "environment": of_ranks})
     return supervisor
-
-
-def spawn_supervisor() -> subprocess.Popen[bytes]:
-    """Start a supervisor in a session of its own; it waits to be told its run.
-
-    What goes wrong with it until it knows its run is said on our stderr. Raises OSError.
-    """
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "parctl.launcher.supervisor"],
-        env=_environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,  # which is for data
-        start_new_session=True,
-    )
-
-
-def tell(supervisor: subprocess.Popen[bytes], order: Mapping[str, Any]) -> None:
-    assert supervisor.stdin
-    with suppress(BrokenPipeError):  # its exit code will say that it did not start
-        supervisor.stdin.write(json.dumps(order).encode() + b"\n")
-        supervisor.stdin.flush()
 
 
 def _room_for_marks() -> dict[str, str]:

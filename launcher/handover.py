@@ -4,27 +4,25 @@ Telling is apart from starting (`early.py`). The other end is `supervisor.py`, w
 passes between the two.
 """
 
-import subprocess
 import time
 from dataclasses import replace
 
 from parctl.errors import BackendError
 from parctl.launcher.backend import State
-from parctl.launcher.early import tell
+from parctl.launcher.early import Supervisor
 from parctl.launcher.run_directory import RunDirectory
 from parctl.launcher.verdict import plain_verdict
 
 
-def tell_it_is_alone(supervisor: subprocess.Popen[bytes]) -> None:
+def tell_it_is_alone(supervisor: Supervisor) -> None:
     """Tell a supervisor that its run, should it come, wants no fork server that began ahead."""
-    tell(supervisor, {"alone": True})
+    supervisor.tell({"alone": True})
 
 
-def hand_over(run: RunDirectory, supervisor: subprocess.Popen[bytes]) -> None:
+def hand_over(run: RunDirectory, supervisor: Supervisor) -> None:
     """Tell the supervisor its run, and wait until it looks after it."""
-    tell(supervisor, {"run_dir": str(run.path)})
-    supervisor.communicate()
-    if supervisor.returncode == 0:
+    supervisor.tell({"run_dir": str(run.path)})
+    if supervisor.leave_alone() == 0:
         return
     sentence = f"the supervisor of run `{run.run_id}` did not start"
     hint = f"`{run.supervisor_log}` says why"

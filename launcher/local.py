@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -55,7 +54,7 @@ class LocalBackend:
     cluster: str | None = None  # this machine
 
     def __init__(self) -> None:
-        self._supervisor: subprocess.Popen[bytes] | None = None  # one that awaits its run
+        self._supervisor: early.Supervisor | None = None  # one that awaits its run
 
     @contextmanager
     def standby(self) -> Iterator[None]:
@@ -70,7 +69,7 @@ class LocalBackend:
             yield
         finally:
             if self._supervisor is not None:
-                early.dismiss(self._supervisor)
+                self._supervisor.leave_alone()
                 self._supervisor = None
 
     @contextmanager
@@ -116,7 +115,7 @@ class LocalBackend:
             ) from error
         if created:
             self._drop_fork_server(recipe)
-            supervisor, self._supervisor = self._supervisor or early.spawn_supervisor(), None
+            supervisor, self._supervisor = self._supervisor or early.Supervisor(), None
             try:
                 hand_over(run, supervisor)
             except KeyboardInterrupt:  # nobody has been told that there is such a run

@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from parctl.launcher.processes import die_with_parent
+from parctl.launcher.spawn import ForkServer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,41 +90,19 @@ class CommandStarter:
 class ForkStarter:
     """Starts ranks through `parctl.runtime.forkserver`, which lives as long as the run.
 
-    The process is started at once, so that it imports torch while the supervisor still prepares the
-    attempt, or while nobody knows the run yet: `take_run` then tells it later.
+    That is started first, so that it imports torch while the supervisor still prepares the attempt,
+    or while nobody knows the run yet: `take_run` then tells it later.
     """
 
     def __init__(
-        self,
-        environment: Mapping[str, str],
-        *,
-        log: Path,
-        plan: Path | None = None,
-        run_dir: Path | None = None,
+        self, server: ForkServer, *, plan: Path | None = None, run_dir: Path | None = None
     ) -> None:
-        orders_read, orders_write = os.pipe()
-        news_read, news_write = os.pipe()
-        self.fd: int | None = news_read
+        self.pid = server.pid
+        self.fd: int | None = server.news
         self.usable = True
-        self._log, self._plan, self._run_dir = log, plan, run_dir
+        self._log, self._plan, self._run_dir = Path(server.log), plan, run_dir
         self._marks: Mapping[str, str] = {}
-        with log.open("ab") as output:
-            self._server = subprocess.Popen(
-                [sys.executable, "-P", "-m", "parctl.runtime.forkserver"],
-                # one BLAS thread: a process with threads cannot fork safely
-                env={**environment, "OPENBLAS_NUM_THREADS": "1"},
-                stdin=orders_read,
-                stdout=news_write,
-                stderr=output,
-                process_group=0,
-                preexec_fn=_die_with_supervisor,
-            )
-        self.pid = self._server.pid
-        self._server.returncode = 0
-        os.close(orders_read)
-        os.close(news_write)
-        os.set_blocking(news_read, False)
-        self._orders: IO[str] = os.fdopen(orders_write, "w")
+        self._orders: IO[str] = open(server.orders, "w")  # noqa: SIM115 - until `close`
         self._partial = b""
         self._waiting: set[int] = set()
 
@@ -150,13 +128,6 @@ class ForkStarter:
         self._plan, self._run_dir, self._marks = plan, run_dir, marks
         self._log.rename(log)
         self._log = log
-
-    def abandon(self) -> None:
-        """End a fork server that was started for no run, with its log."""
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-        self._log.unlink()
-        self.close()
 
     def started(self) -> Iterator[Started]:
         for news in self._read():

@@ -23,6 +23,7 @@ from parctl.launcher.processes import Process, kill_run, this_process
 from parctl.launcher.ranks import CommandStarter, ForkStarter, Starter
 from parctl.launcher.run_directory import Record, RunDirectory
 from parctl.launcher.secrets import secret_values
+from parctl.launcher.spawn import start_fork_server
 from parctl.launcher.verdict import fix_for, plain_verdict, reach_verdict
 from parctl.recipes.frozen import from_json
 from parctl.topology.layout import Layout
@@ -95,12 +96,8 @@ class Supervisor:
     def _new_starter(self) -> Starter:
         if self._manifest["start"] == "command":
             return CommandStarter(self._manifest["command"], self._manifest["workdir"])
-        return ForkStarter(
-            self._environment,
-            plan=self._run.plan,
-            run_dir=self._run.path,
-            log=self._run.forkserver_log,
-        )
+        server = start_fork_server(self._environment, str(self._run.forkserver_log))
+        return ForkStarter(server, plan=self._run.plan, run_dir=self._run.path)
 
     def _rank_environment(self) -> dict[str, str]:
         return {

@@ -4,8 +4,8 @@ It is detached from the launcher and its terminal, has one thread, and imports t
 parctl's plain values and the YAML reader, nothing else. Its own death is seen to by the guard.
 
 The launcher starts it before it has read the recipe, and tells it the run when there is one. The
-run will most likely train, so it starts the fork server first, and imports the rest of itself while
-that imports torch.
+run will most likely train, so it starts the fork server first, which imports torch meanwhile. It
+imports the rest of itself when there is a run.
 
 ::
 
@@ -24,12 +24,9 @@ On stdin come JSON lines, the last of them with the run; the end of stdin before
 
 import json
 import os
-from pathlib import Path
 from typing import Any, BinaryIO
 
-from parctl.launcher.children import Children
-from parctl.launcher.processes import adopt_orphans, set_name
-from parctl.launcher.ranks import ForkStarter
+from parctl.launcher.spawn import end_fork_server, start_fork_server
 
 READY = b"."
 
@@ -41,37 +38,41 @@ def main() -> None:
     if not order:
         return
     if "log" in order:
-        _write_to(Path(order["log"]))
+        _write_to(order["log"])
     ready_read, ready_write = os.pipe()
     if os.fork():
         os.close(ready_write)
         # the launcher waits for us: 0 once the run is looked after, 1 when that failed
         os._exit(0 if os.read(ready_read, 1) == READY else 1)
     os.close(ready_read)
-    set_name("parctl-super")
-    adopt_orphans()
-    children = Children()
-    starter = None
-    if "log" in order:
-        starter = ForkStarter(order["environment"], log=Path(order["log"]))
+    server = start_fork_server(order["environment"], order["log"]) if "log" in order else None
+    while order and "run_dir" not in order:
+        order = _next(orders)
+        if server is not None and "run_dir" not in order:
+            end_fork_server(server)
+            server = None
+    if not order:
+        os._exit(1)
 
-    # not above: these take as long as all of the above, and torch is on its way now
+    # not above: until there is a run, launcher and fork server are to have the cores
+    from pathlib import Path
+
+    from parctl.launcher.children import Children
     from parctl.launcher.guard import start_guard
+    from parctl.launcher.processes import adopt_orphans, set_name
+    from parctl.launcher.ranks import ForkStarter
     from parctl.launcher.run_directory import RunDirectory
     from parctl.launcher.supervision import supervise, take_over
 
-    while order and "run_dir" not in order:
-        order = _next(orders)
-        if starter is not None and "run_dir" not in order:
-            starter.abandon()
-            starter = None
-    if not order:
-        os._exit(1)
-    run = RunDirectory(Path(order["run_dir"]))
-    if starter is not None:
+    set_name("parctl-super")
+    adopt_orphans()
+    children = Children()
+    run, starter = RunDirectory(Path(order["run_dir"])), None
+    if server is not None:
+        starter = ForkStarter(server)
         marks = {"PARCTL_RUN_ID": run.run_id, "PARCTL_RUN_DIR": str(run.path)}
         starter.take_run(plan=run.plan, run_dir=run.path, log=run.forkserver_log, marks=marks)
-    _write_to(run.supervisor_log)
+    _write_to(str(run.supervisor_log))
     guard, dismiss_guard = start_guard(run)
     record = take_over(run)
     if record is not None:
@@ -88,8 +89,8 @@ def _next(orders: BinaryIO) -> dict[str, Any]:
     return order
 
 
-def _write_to(log: Path) -> None:
-    with log.open("ab") as file:
+def _write_to(log: str) -> None:
+    with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
 

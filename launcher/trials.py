@@ -23,6 +23,7 @@ from parctl.launcher.local_manifest import local_document
 from parctl.launcher.processes import adopt_orphans
 from parctl.launcher.ranks import ForkStarter
 from parctl.launcher.run_directory import RunDirectory
+from parctl.launcher.spawn import start_fork_server
 from parctl.launcher.verdict import plain_verdict, reach_verdict, verdict_text
 from parctl.planner.plan import Plan
 
@@ -82,12 +83,9 @@ class Trials:
         manifest = {**local_document(plan, self._run.run_id), "timeout_s": TIMEOUT_S}
         common = {**ENVIRONMENT_DEFAULTS, **os.environ, "PARCTL_RUN_DIR": str(self._run.path)}
         if self._starter is None or not self._starter.usable:
-            self._starter = ForkStarter(
-                {**common, "PARCTL_RUN_ID": self._run.run_id},
-                plan=self._run.plan,
-                run_dir=self._run.path,
-                log=self._run.forkserver_log,
-            )
+            log = self._run.forkserver_log
+            server = start_fork_server({**common, "PARCTL_RUN_ID": self._run.run_id}, str(log))
+            self._starter = ForkStarter(server, plan=self._run.plan, run_dir=self._run.path)
         return Attempt(
             run=self._run,
             number=self._number,

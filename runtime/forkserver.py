@@ -34,6 +34,7 @@ from parctl.launcher.processes import die_with_parent, set_name, take_marks
 def main() -> int:
     """Serve orders until stdin ends."""
     supervisor = os.getppid()
+    die_with_parent(signal.SIGTERM)
     orders, news = _take_pipes()
     set_name("parctl-fork")
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until a rank can answer

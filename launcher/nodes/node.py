@@ -38,6 +38,7 @@ from parctl.launcher.processes import (
 )
 from parctl.launcher.ranks import CommandStarter, ForkStarter, RankStart, Starter
 from parctl.launcher.run_directory import RunDirectory, write_whole
+from parctl.launcher.spawn import start_fork_server
 from parctl.launcher.verdict import RankEnd, classify, is_failure, written_before
 
 SILENT_S = 20.0  # while there are ranks
@@ -223,7 +224,8 @@ class NodeProcess:
             return CommandStarter(self._settings["command"], self._workdir)
         self._run.forkserver_log.parent.mkdir(parents=True, exist_ok=True)
         log = self._run.forkserver_log.with_name(f"forkserver-{self._marks['PARCTL_NODE']}.log")
-        return ForkStarter(self._common_before(), plan=self._plan, run_dir=self._run.path, log=log)
+        server = start_fork_server(self._common_before(), str(log))
+        return ForkStarter(server, plan=self._plan, run_dir=self._run.path)
 
     def _common_before(self) -> dict[str, str]:
         defaults = {**self._settings["env_defaults"], **self._defaults}

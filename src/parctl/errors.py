@@ -20,7 +20,7 @@ command line prints `error: MESSAGE`, an empty line and `hint: HINT` to stderr, 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class ParctlError(Exception):
@@ -40,8 +40,7 @@ class UsageError(ParctlError):
     exit_code = 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
+class Problem(NamedTuple):
     """One fault in a recipe. Lines and columns count from 1; `path` is like `train.seq_len`."""
 
     file: str

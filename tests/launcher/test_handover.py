@@ -147,9 +147,7 @@ def test_torch_is_on_its_way_before_the_supervisor_imports_what_it_needs_later()
     assert set(json.loads(done.stdout)) == {
         "parctl._version",
         "parctl.launcher",
-        "parctl.launcher.children",
-        "parctl.launcher.processes",
-        "parctl.launcher.ranks",
+        "parctl.launcher.spawn",
         "parctl.launcher.supervisor",
     }
 

@@ -1,0 +1,73 @@
+"""Starting interpreters of ours, with nothing imported for it: a launch waits for their start.
+
+`subprocess` alone takes as long to import as an interpreter takes to start.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class ForkServer(NamedTuple):
+    """A fork server, as its parent knows it: its pid, this end of its pipes, and its log."""
+
+    pid: int
+    orders: int
+    news: int
+    log: str
+
+
+def start_supervisor(environment: Mapping[str, str]) -> tuple[int, int]:
+    """Start a supervisor in a session of its own. Returns its pid, and where it reads its orders.
+
+    What goes wrong with it until it knows its run is said on our stderr. Raises OSError.
+    """
+    orders_read, orders_write = os.pipe()
+    nothing = os.open(os.devnull, os.O_WRONLY)  # stdout is for data
+    ends = (orders_read, nothing, 2)
+    try:
+        pid = _spawn("parctl.launcher.supervisor", environment, ends, session=True)
+    except OSError:
+        os.close(orders_write)
+        raise
+    finally:
+        os.close(orders_read)
+        os.close(nothing)
+    return pid, orders_write
+
+
+def start_fork_server(environment: Mapping[str, str], log: str) -> ForkServer:
+    """Start a fork server in a process group of its own, with `log` to write to. Raises OSError."""
+    orders_read, orders_write = os.pipe()
+    news_read, news_write = os.pipe()
+    os.set_blocking(news_read, False)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    # one BLAS thread: a process with threads cannot fork safely
+    environment = {**environment, "OPENBLAS_NUM_THREADS": "1"}
+    pid = _spawn("parctl.runtime.forkserver", environment, (orders_read, news_write, output))
+    for end in (orders_read, news_write, output):
+        os.close(end)
+    return ForkServer(pid=pid, orders=orders_write, news=news_read, log=log)
+
+
+def end_fork_server(server: ForkServer) -> None:
+    """End one that was started for no run, with its log."""
+    os.unlink(server.log)
+    os.kill(server.pid, 9)
+    os.waitpid(server.pid, 0)
+    os.close(server.orders)
+    os.close(server.news)
+
+
+def _spawn(
+    module: str, environment: Mapping[str, str], ends: tuple[int, int, int], session: bool = False
+) -> int:
+    """Run a module with these as stdin, stdout and stderr. Nothing else of ours is open in it."""
+    return os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-P", "-m", module],
+        environment,
+        file_actions=[(os.POSIX_SPAWN_DUP2, end, fd) for fd, end in enumerate(ends)],
+        **({"setsid": True} if session else {"setpgroup": 0}),
+    )
