@@ -122,6 +122,17 @@ def test_interrupting_follow_cancels_the_run(recipe: str) -> None:
     assert left("r1") == []
 
 
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1), (0, 1, 2)])
+def test_a_launch_needs_no_open_stdin_stdout_or_stderr(
+    closed: tuple[int, ...], recipe: str
+) -> None:
+    words = [sys.executable, "-m", "parctl", "launch", recipe, "--run-id", "r1", "--follow"]
+    closing = " ".join(f"{fd}>&-" for fd in closed)
+    assert subprocess.run(["sh", "-c", f'exec "$@" {closing}', "sh", *words]).returncode == 0
+    assert BACKEND.status("r1").state is State.SUCCEEDED
+    assert left("r1") == []
+
+
 def test_closing_the_terminal_of_a_follower_leaves_the_run_alone(recipe: str) -> None:
     does(recipe, "sleep")
     session, terminal = pty.fork()
