@@ -21,7 +21,7 @@ def tell_it_is_alone(supervisor: Supervisor) -> None:
 
 def hand_over(run: RunDirectory, supervisor: Supervisor) -> None:
     """Tell the supervisor its run, and wait until it looks after it."""
-    supervisor.tell({"run_dir": str(run.path)})
+    supervisor.tell({"run_dir": str(run.path), "own_log": str(run.supervisor_log)})
     if supervisor.leave_alone() == 0:
         return
     sentence = f"the supervisor of run `{run.run_id}` did not start"

@@ -109,7 +109,7 @@ def take_marks(marks: Mapping[str, str]) -> None:
 
 def processes_with(variables: Mapping[str, str]) -> list[Process]:
     """Return this user's living processes with these in their environment, as above."""
-    marks = [f"{name}={value}\0".encode() for name, value in variables.items()]
+    marks = [os.fsencode(f"{name}={value}\0") for name, value in variables.items()]
     excepted = set(_ancestry(os.getpid()))
     found = []
     for pid in _pids():

@@ -126,7 +126,8 @@ class ForkStarter:
     def take_run(self, *, plan: Path, run_dir: Path, log: Path, marks: Mapping[str, str]) -> None:
         """Have a fork server that was started for no run yet serve this one."""
         self._plan, self._run_dir, self._marks = plan, run_dir, marks
-        self._log.rename(log)
+        with suppress(FileNotFoundError):  # somebody has tidied up
+            self._log.rename(log)
         self._log = log
 
     def started(self) -> Iterator[Started]:

@@ -19,11 +19,12 @@ On stdin come JSON lines, the last of them with the run; the end of stdin before
 
     {"log": FILE, "environment": {...}}   start a fork server; FILE is for both until there is a run
     {"alone": true}                       the run, if one comes, needs none
-    {"run_dir": DIRECTORY}
+    {"run_dir": DIRECTORY, "own_log": FILE}
 """
 
 import json
 import os
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 from parctl.launcher.spawn import end_fork_server, start_fork_server
@@ -45,7 +46,13 @@ def main() -> None:
         # the launcher waits for us: 0 once the run is looked after, 1 when that failed
         os._exit(0 if os.read(ready_read, 1) == READY else 1)
     os.close(ready_read)
-    server = start_fork_server(order["environment"], order["log"]) if "log" in order else None
+    server = None
+    if "log" in order:
+        try:
+            server = start_fork_server(order["environment"], order["log"])
+        except OSError:  # the run will meet it too, and has a verdict to say it in
+            with suppress(FileNotFoundError):
+                os.unlink(order["log"])
     while order and "run_dir" not in order:
         order = _next(orders)
         if server is not None and "run_dir" not in order:
@@ -53,6 +60,7 @@ def main() -> None:
             server = None
     if not order:
         os._exit(1)
+    _write_to(order["own_log"])
 
     # not above: until there is a run, launcher and fork server are to have the cores
     from pathlib import Path
@@ -72,7 +80,6 @@ def main() -> None:
         starter = ForkStarter(server)
         marks = {"PARCTL_RUN_ID": run.run_id, "PARCTL_RUN_DIR": str(run.path)}
         starter.take_run(plan=run.plan, run_dir=run.path, log=run.forkserver_log, marks=marks)
-    _write_to(str(run.supervisor_log))
     guard, dismiss_guard = start_guard(run)
     record = take_over(run)
     if record is not None:

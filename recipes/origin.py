@@ -34,7 +34,7 @@ def find_origin(source: str) -> Origin:
     """Find and read what `source` means. Raises RecipeError when there is nothing to read."""
     if source == "-":
         data = sys.stdin.buffer.read(MAX_BYTES + 1)
-        return _origin("<stdin>", data, Path.cwd(), None)
+        return _origin("<stdin>", data, _here(), None)
     if not source.strip():
         raise _refusal("recipe", "the name of the recipe is empty", "`parctl recipes list`")
     path = _existing(source)
@@ -46,7 +46,7 @@ def find_origin(source: str) -> Origin:
     shipped = None if looks_like_path else shipped_path(source)
     if shipped is not None:
         data = shipped.read_bytes()
-        return _origin(shipped.stem, data, Path.cwd(), shipped.stem)
+        return _origin(shipped.stem, data, _here(), shipped.stem)
     raise _missing(source, looks_like_path)
 
 
@@ -98,7 +98,16 @@ def _line(source: str) -> Origin:
         raise RecipeError(problems)
     # YAML wants a blank behind the colon; a person may leave it out.
     spaced = re.sub(r"^(\s*[^:\s][^:]*):(?=\S)", r"\1: ", text)
-    return Origin(file=LINE, text=spaced, folder=Path.cwd(), default_name=None)
+    return Origin(file=LINE, text=spaced, folder=_here(), default_name=None)
+
+
+def _here() -> Path:
+    """What paths in a recipe that is no file start from."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        found = "the working directory has been removed"
+        raise _refusal("recipe", found, "`cd` to one that is there") from error
 
 
 def _missing(source: str, looks_like_path: bool) -> RecipeError:

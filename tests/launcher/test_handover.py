@@ -161,6 +161,54 @@ def test_a_launch_starts_its_supervisor_before_it_reads_its_words() -> None:
     assert supervisors() == fork_servers() == set()
 
 
+def test_a_log_that_somebody_removes_before_there_is_a_run_is_no_loss() -> None:
+    with BACKEND.standby():
+        until(fork_servers)
+        (log,) = runs_root().iterdir()
+        log.unlink()
+        launch(
+            make_plan(load_recipe("tiny-llama", ["train.steps=1"]), discover(None, num_devices=4))
+        )
+    assert wait_for(BACKEND, "probe-1", timeout_s=60).state is State.SUCCEEDED
+
+
+def as_one_that(does: str, *words: str) -> "subprocess.CompletedProcess[str]":
+    """Run a parctl command whose parent has done something to it before."""
+    command = [sys.executable, "-m", "parctl", *words]
+    code = f"import os, resource, signal; {does}; os.execv({command[0]!r}, {command})"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_a_launch_whose_parent_ignores_the_ends_of_children(tmp_path: Path) -> None:
+    ignoring = "signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
+    assert "no shipped recipe" in as_one_that(ignoring, "launch", "no-such-recipe").stderr
+    for changes in ("train.steps=1", "launch.env={MARK: here}"):
+        words = ("launch", "tiny-llama", "--run-id", "probe-1", "--set", "train.steps=1")
+        done = as_one_that(ignoring, *words, "--set", changes)
+        assert (done.returncode, done.stdout) == (0, "probe-1\n"), done.stderr
+        assert wait_for(BACKEND, "probe-1", timeout_s=60).state is State.SUCCEEDED
+        BACKEND.delete("probe-1")
+
+
+def test_a_launch_that_may_open_few_files_says_so_and_leaves_nothing_ahead() -> None:
+    for most in (6, 7, 8, 10):
+        limit = f"resource.setrlimit(resource.RLIMIT_NOFILE, ({most}, {most}))"
+        done = as_one_that(limit, "launch", "tiny-llama", "--run-id", f"few-{most}")
+        assert done.returncode != 0
+        assert "Traceback" not in done.stderr
+        until(lambda: not supervisors() | fork_servers())
+        assert not list(runs_root().glob(".ahead-*"))
+        assert "Too many open files" in (runs_root() / f"few-{most}/supervisor.log").read_text()
+
+
+def test_a_state_directory_may_have_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    launch(script_plan(["true"], axes={"dp": 1}))
+    assert wait_for(BACKEND, "probe-1", timeout_s=20).state is State.SUCCEEDED
+
+
 @pytest.mark.parametrize(
     "words", [["--help"], ["x", "--dry-run"], ["x", "-b", "ray"], ["x", "-bray"], ["--backend=ray"]]
 )
