@@ -20,7 +20,7 @@ command line prints `error: MESSAGE`, an empty line and `hint: HINT` to stderr, 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 
 class ParctlError(Exception):
@@ -40,7 +40,8 @@ class UsageError(ParctlError):
     exit_code = 2
 
 
-class Problem(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
     """One fault in a recipe. Lines and columns count from 1; `path` is like `train.seq_len`."""
 
     file: str
