@@ -129,8 +129,9 @@ def root(
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with one of the documented codes."""
     words = sys.argv[1:] if args is None else args
-    if sys.stdout is None:  # closed by who started us (`>&-`): what we print is for nobody
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until our end
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by who started us: what goes there is for nobody
+            setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     # nearly all that a command makes stays until its end; looking for garbage takes a tenth of it
     gc.set_threshold(50_000)
     try:

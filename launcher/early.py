@@ -28,12 +28,12 @@ ELSEWHERE = ("--help", "--dry-run", "--context", "--backend", "-b")
 SETTINGS = {"PARCTL_BACKEND", "PARCTL_CONTEXT"}
 
 
-class Supervisor:
-    """One that waits to be told its run. Raises OSError when it can't be started."""
+class WaitingSupervisor:
+    """A supervisor that is to be told its run. Raises OSError when it can't be started."""
 
     def __init__(self) -> None:
         self._pid, orders = start_supervisor(_environment())
-        self._orders = open(orders, "wb")  # noqa: SIM115 - until the end of them
+        self._orders = os.fdopen(orders, "wb")
 
     def tell(self, order: Mapping[str, Any]) -> None:
         import json  # not above: the supervisor starts meanwhile
@@ -56,7 +56,7 @@ class Supervisor:
         return os.waitstatus_to_exitcode(status)
 
 
-_begun: list[Supervisor] = []  # by `begin`; not taken yet
+_begun: list[WaitingSupervisor] = []  # by `begin`; not taken yet
 
 
 def begin(words: Sequence[str]) -> None:
@@ -69,7 +69,7 @@ def begin(words: Sequence[str]) -> None:
             atexit.register(_dismiss)
 
 
-def take() -> Supervisor:
+def take() -> WaitingSupervisor:
     """The supervisor that was begun, else a new one. Raises OSError."""
     return _begun.pop() if _begun else spawn_ahead()
 
@@ -79,19 +79,17 @@ def _dismiss() -> None:
         _begun.pop().leave_alone()
 
 
-def spawn_ahead() -> Supervisor:
+def spawn_ahead() -> WaitingSupervisor:
     """Start a supervisor, and with it, where there is torch, a fork server that imports it.
 
     That is in the environment that ranks have unless their recipe says otherwise. Raises OSError.
     """
-    supervisor = Supervisor()
-    if find_spec("torch") is not None:
-        log = ahead_log()
-        try:
-            log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError:
-            supervisor.leave_alone()
-            raise
+    log = ahead_log()
+    torch = find_spec("torch") is not None
+    if torch:
+        log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    supervisor = WaitingSupervisor()
+    if torch:
         of_ranks = {**ENVIRONMENT_DEFAULTS, **_environment(), **_room_for_marks()}
         supervisor.tell({"log": str(log), "environment": of_ranks})
     return supervisor

@@ -9,17 +9,17 @@ from dataclasses import replace
 
 from parctl.errors import BackendError
 from parctl.launcher.backend import State
-from parctl.launcher.early import Supervisor
+from parctl.launcher.early import WaitingSupervisor
 from parctl.launcher.run_directory import RunDirectory
 from parctl.launcher.verdict import plain_verdict
 
 
-def tell_it_is_alone(supervisor: Supervisor) -> None:
+def tell_it_is_alone(supervisor: WaitingSupervisor) -> None:
     """Tell a supervisor that its run, should it come, wants no fork server that began ahead."""
     supervisor.tell({"alone": True})
 
 
-def hand_over(run: RunDirectory, supervisor: Supervisor) -> None:
+def hand_over(run: RunDirectory, supervisor: WaitingSupervisor) -> None:
     """Tell the supervisor its run, and wait until it looks after it."""
     supervisor.tell({"run_dir": str(run.path), "own_log": str(run.supervisor_log)})
     if supervisor.leave_alone() == 0:

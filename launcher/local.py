@@ -54,7 +54,7 @@ class LocalBackend:
     cluster: str | None = None  # this machine
 
     def __init__(self) -> None:
-        self._supervisor: early.Supervisor | None = None  # one that awaits its run
+        self._supervisor: early.WaitingSupervisor | None = None  # one that awaits its run
 
     @contextmanager
     def standby(self) -> Iterator[None]:
@@ -115,7 +115,7 @@ class LocalBackend:
             ) from error
         if created:
             self._drop_fork_server(recipe)
-            supervisor, self._supervisor = self._supervisor or early.Supervisor(), None
+            supervisor, self._supervisor = self._supervisor or early.WaitingSupervisor(), None
             try:
                 hand_over(run, supervisor)
             except KeyboardInterrupt:  # nobody has been told that there is such a run

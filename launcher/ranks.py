@@ -102,7 +102,7 @@ class ForkStarter:
         self.usable = True
         self._log, self._plan, self._run_dir = Path(server.log), plan, run_dir
         self._marks: Mapping[str, str] = {}
-        self._orders: IO[str] = open(server.orders, "w")  # noqa: SIM115 - until `close`
+        self._orders: IO[str] = os.fdopen(server.orders, "w")
         self._partial = b""
         self._waiting: set[int] = set()
 

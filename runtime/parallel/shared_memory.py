@@ -76,14 +76,14 @@ class SharedMemory:
 
     def all_gather(self, x: Tensor, parts: Sequence[Tensor]) -> None:
         """Fill the others' of `parts`, in order of rank, with what they gave."""
-        for own, *room in pieces(x, *parts):
+        for own, *places in pieces(x, *parts):
             self._write(own)
             functional.wait_tensor(
                 functional.all_gather_into_tensor(self._one, self._size, self._name)
             )
             for rank, share in enumerate(self._read(own)):
                 if rank != self._rank:
-                    room[rank].copy_(share)
+                    places[rank].copy_(share)
 
     def reduce_scatter(self, x: Tensor, out: Tensor, dim: int) -> None:
         """Add up this rank's part along `dim`, in the type of `out`."""
@@ -222,9 +222,7 @@ def resolve(group_name: str) -> dist.ProcessGroup:
 def all_gather(x: Tensor, group_name: str, dim: int) -> Tensor:
     """The parts of all ranks, one after the other along `dim`."""
     group = resolve(group_name)
-    shape = list(x.shape)
-    shape[dim] *= group.size()
-    out = x.new_empty(shape)
+    out = room(x, dim, x.size(dim) * group.size())
     parts = out.chunk(group.size(), dim)
     parts[group.rank()].copy_(x)
     connected[group].all_gather(x, parts)
@@ -235,7 +233,7 @@ def all_gather(x: Tensor, group_name: str, dim: int) -> Tensor:
 def reduce_scatter(x: Tensor, group_name: str, dim: int) -> Tensor:
     """This rank's part, along `dim`, of the sum."""
     group = resolve(group_name)
-    out = x.new_empty(part_shape(x, dim, group.size()))
+    out = room(x, dim, x.size(dim) // group.size())
     connected[group].reduce_scatter(x, out, dim)
     return out
 
@@ -247,12 +245,12 @@ def all_reduce(x: Tensor, group_name: str) -> Tensor:
 
 @all_gather.register_fake
 def _(x: Tensor, group_name: str, dim: int) -> Tensor:
-    return torch.cat([x] * resolve(group_name).size(), dim)
+    return room(x, dim, x.size(dim) * resolve(group_name).size())
 
 
 @reduce_scatter.register_fake
 def _(x: Tensor, group_name: str, dim: int) -> Tensor:
-    return x.new_empty(part_shape(x, dim, resolve(group_name).size()))
+    return room(x, dim, x.size(dim) // resolve(group_name).size())
 
 
 @all_reduce.register_fake
@@ -260,10 +258,11 @@ def _(x: Tensor, group_name: str) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def part_shape(x: Tensor, dim: int, size: int) -> list[int]:
+def room(x: Tensor, dim: int, length: int) -> Tensor:
+    """An empty tensor like `x`, but for its length along `dim`."""
     shape = list(x.shape)
-    shape[dim] //= size
-    return shape
+    shape[dim] = length
+    return x.new_empty(shape)
 
 
 SUMS = (torch.ops.parctl.all_reduce.default, torch.ops.parctl.reduce_scatter.default)

@@ -128,7 +128,11 @@ def test_a_launch_needs_no_open_stdin_stdout_or_stderr(
 ) -> None:
     words = [sys.executable, "-m", "parctl", "launch", recipe, "--run-id", "r1", "--follow"]
     closing = " ".join(f"{fd}>&-" for fd in closed)
-    assert subprocess.run(["sh", "-c", f'exec "$@" {closing}', "sh", *words]).returncode == 0
+    command = ["sh", "-c", f'exec "$@" {closing}', "sh", *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0
+    if 1 not in closed:
+        assert done.stdout.splitlines() == ["r1", "hello from 0"]
     assert BACKEND.status("r1").state is State.SUCCEEDED
     assert left("r1") == []
 

@@ -179,7 +179,7 @@ def as_one_that(does: str, *words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
-def test_a_launch_whose_parent_ignores_the_ends_of_children(tmp_path: Path) -> None:
+def test_a_launch_whose_parent_ignores_the_ends_of_children() -> None:
     ignoring = "signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
     assert "no shipped recipe" in as_one_that(ignoring, "launch", "no-such-recipe").stderr
     for changes in ("train.steps=1", "launch.env={MARK: here}"):
