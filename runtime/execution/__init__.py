@@ -1,1 +1,4 @@
-"""How a block is run: recomputed, offloaded, compiled, in float8, on streams."""
+"""How a block is run: recomputed, offloaded, compiled, in float8, on streams.
+
+And which parts of torch are imported only where something is compiled or traced.
+"""
