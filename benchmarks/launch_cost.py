@@ -9,8 +9,6 @@ CPU seconds that all processes together had used by the end:
     step         the end of the first training step of the same: what the first all-reduce did not
                  need yet has been imported by then, so no cost can hide behind the mark
 
-Both sides leave out of torch what a run that compiles nothing does not need.
-
 Goals: script no slower than torchrun, collective at most half of it. The two take turns, so that
 other work on the machine hits both; medians are printed. `floor` is what the ratio would be if all
 of a launch but one import of the runtime cost nothing: one process that only imports it is timed in
@@ -37,12 +35,14 @@ from statistics import mean, median
 
 PYTHON = Path(sys.executable)
 GOALS: dict[str, float | None] = {"script": 1.0, "collective": 0.5, "step": None}
-PUT_OFF = """\
-from parctl.runtime.execution import dynamo, symbolic_shapes
-dynamo.put_off()
+IMPORT = """\
+import gc, os
+gc.disable()
+from parctl.runtime.execution import symbolic_shapes
 symbolic_shapes.put_off()
+import parctl.runtime.worker
+os._exit(0)
 """
-IMPORT = f"import gc, os\ngc.disable()\n{PUT_OFF}import parctl.runtime.worker\nos._exit(0)"
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "PYTHONDONTWRITEBYTECODE": "",  # users keep compiled files
@@ -103,10 +103,10 @@ class Finder(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Finder())
 """
-TORCHRUN_RANK = f"""\
+TORCHRUN_RANK = """\
 import os, sys
 from pathlib import Path
-{PUT_OFF}from parctl.runtime.worker import run_rank
+from parctl.runtime.worker import run_rank
 # torchrun's own store listens on its MASTER_PORT
 os.environ.update(MASTER_PORT=os.environ["STORE_PORT"], PARCTL_RUN_ID="bench", PARCTL_ATTEMPT="1")
 sys.exit(run_rank(Path(sys.argv[1]), Path(os.environ["XDG_STATE_HOME"])))

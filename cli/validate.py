@@ -7,7 +7,7 @@ import typer
 from parctl.cli.options import OutputOption, SetOption
 
 if TYPE_CHECKING:
-    from parctl.errors import Problem
+    from parctl.recipes.faults import Problem
     from parctl.recipes.spec import Recipe
 
 
@@ -56,8 +56,9 @@ def validate(
 
 def missing_files(file: str, recipe: "Recipe") -> "tuple[Problem, ...]":
     """What the recipe needs and is not here; other back ends have files where their ranks run."""
-    from parctl.errors import Problem, UsageError
+    from parctl.errors import UsageError
     from parctl.launcher.contexts import resolve_context
+    from parctl.recipes.faults import Problem
     from parctl.runtime.serving.check import refuse_missing_files
 
     try:

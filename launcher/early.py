@@ -10,12 +10,13 @@ import atexit
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from importlib.util import find_spec
-from typing import Any
 
 from parctl.errors import UsageError
-from parctl.launcher.places import MAX_RUN_ID, ahead_log, config_file, runs_root
 from parctl.launcher.spawn import start_supervisor
+
+TYPE_CHECKING = False  # as in `typing`, for which a launch would wait
+if TYPE_CHECKING:
+    from typing import Any
 
 # what ranks on this machine have unless their recipe or the user says otherwise
 ENVIRONMENT_DEFAULTS = {
@@ -35,7 +36,7 @@ class WaitingSupervisor:
         self._pid, orders = start_supervisor(_environment())
         self._orders = os.fdopen(orders, "wb")
 
-    def tell(self, order: Mapping[str, Any]) -> None:
+    def tell(self, order: "Mapping[str, Any]") -> None:
         import json  # not above: the supervisor starts meanwhile
 
         with suppress(BrokenPipeError):  # its exit code will say that it did not start
@@ -61,12 +62,17 @@ _begun: list[WaitingSupervisor] = []  # by `begin`; not taken yet
 
 def begin(words: Sequence[str]) -> None:
     """Start a supervisor if these words of a launch, read by nobody yet, look like a local run."""
-    if any(word.startswith(ELSEWHERE) for word in words):
+    if any(word.startswith(ELSEWHERE) for word in words) or SETTINGS & os.environ.keys():
         return
     with suppress(UsageError, OSError):  # what is wrong will be said in due course
-        if not SETTINGS & os.environ.keys() and not config_file().exists():
-            _begun.append(spawn_ahead())
-            atexit.register(_dismiss)
+        _begun.append(WaitingSupervisor())
+        atexit.register(_dismiss)
+        from parctl.launcher.places import config_file
+
+        if not config_file().exists():  # else it may name another back end
+            _start_fork_server(_begun[0])
+            return
+    _dismiss()
 
 
 def take() -> WaitingSupervisor:
@@ -80,23 +86,37 @@ def _dismiss() -> None:
 
 
 def spawn_ahead() -> WaitingSupervisor:
-    """Start a supervisor, and with it, where there is torch, a fork server that imports it.
+    """Start a supervisor, and a fork server with it. Raises OSError."""
+    supervisor = WaitingSupervisor()
+    try:
+        _start_fork_server(supervisor)
+    except (UsageError, OSError):
+        supervisor.leave_alone()
+        raise
+    return supervisor
+
+
+def _start_fork_server(supervisor: WaitingSupervisor) -> None:
+    """Have it start a fork server that imports torch, where there is torch.
 
     That is in the environment that ranks have unless their recipe says otherwise. Raises OSError.
     """
+    from importlib.util import find_spec
+
+    from parctl.launcher.places import ahead_log
+
+    if find_spec("torch") is None:
+        return
     log = ahead_log()
-    torch = find_spec("torch") is not None
-    if torch:
-        log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    supervisor = WaitingSupervisor()
-    if torch:
-        of_ranks = {**ENVIRONMENT_DEFAULTS, **_environment(), **_room_for_marks()}
-        supervisor.tell({"log": str(log), "environment": of_ranks})
-    return supervisor
+    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    of_ranks = {**ENVIRONMENT_DEFAULTS, **_environment(), **_room_for_marks()}
+    supervisor.tell({"log": str(log), "environment": of_ranks})
 
 
 def _room_for_marks() -> dict[str, str]:
     """Marks of a run that is not known yet, as long as those of any run."""
+    from parctl.launcher.places import MAX_RUN_ID, runs_root
+
     runs = os.fsencode(runs_root())
     return {
         "PARCTL_RUN_ID": "?" * MAX_RUN_ID,

@@ -25,9 +25,12 @@ On stdin come JSON lines, the last of them with the run; the end of stdin before
 import json
 import os
 from contextlib import suppress
-from typing import Any, BinaryIO
 
 from parctl.launcher.spawn import end_fork_server, start_fork_server
+
+TYPE_CHECKING = False  # as in `typing`, for which a launch would wait
+if TYPE_CHECKING:
+    from typing import Any, BinaryIO
 
 READY = b"."
 
@@ -89,7 +92,7 @@ def main() -> None:
     dismiss_guard()
 
 
-def _next(orders: BinaryIO) -> dict[str, Any]:
+def _next(orders: "BinaryIO") -> "dict[str, Any]":
     """Read a line; nothing at the end."""
     line = orders.readline()
     order: dict[str, Any] = json.loads(line) if line else {}

@@ -1,4 +1,4 @@
-"""A fault: what is wrong at a path of the recipe, before anybody knows which line that is."""
+"""What is wrong at a path of a recipe: a fault, and a problem once its line is known."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -11,6 +11,25 @@ class Fault:
     message: str  # what was found and what was expected
     hint: str
     at_key: bool = False  # the key itself is wrong, not its value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One fault in a recipe. Lines and columns count from 1; `path` is like `train.seq_len`."""
+
+    file: str
+    line: int | None
+    column: int | None
+    path: str
+    message: str  # what was found and what was expected
+    hint: str | None
+
+    def __str__(self) -> str:
+        place = ":".join(
+            str(part) for part in (self.file, self.line, self.column) if part is not None
+        )
+        text = f"{place} {self.path}: {self.message}" if self.path else f"{place}: {self.message}"
+        return f"{text}\n  hint: {self.hint}" if self.hint else text
 
 
 def nearest(word: str, known: Collection[str]) -> str | None:

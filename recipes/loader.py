@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from parctl.errors import Problem, RecipeError
+from parctl.errors import RecipeError
 from parctl.recipes.build import Context, build_recipe
-from parctl.recipes.faults import Fault
+from parctl.recipes.faults import Fault, Problem
 from parctl.recipes.origin import find_origin
 from parctl.recipes.overrides import apply_override
 from parctl.recipes.problems import schema_faults

@@ -11,8 +11,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from parctl.errors import Problem, RecipeError
-from parctl.recipes.faults import nearest
+from parctl.errors import RecipeError
+from parctl.recipes.faults import Problem, nearest
 from parctl.recipes.presets import find_preset
 from parctl.recipes.shipped import shipped_path, shipped_recipes
 from parctl.recipes.shorthand import read_form

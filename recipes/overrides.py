@@ -6,7 +6,7 @@ the file, and its errors point at the `--set` they came from.
 
 import re
 
-from parctl.errors import Problem
+from parctl.recipes.faults import Problem
 from parctl.recipes.shorthand_node import expand
 from parctl.recipes.yaml_source import Entry, MappingNode, Node, Position, Scalar, decode, read_yaml
 

@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from parctl.errors import Problem, RecipeError
-from parctl.recipes.faults import listed, nearest
+from parctl.errors import RecipeError
+from parctl.recipes.faults import Problem, listed, nearest
 from parctl.recipes.models import complete_model
 from parctl.recipes.spec import ModelSpec
 from parctl.recipes.yaml_source import read_yaml, to_python

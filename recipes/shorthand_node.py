@@ -7,7 +7,7 @@ work on the shorthand as on the mapping.
 
 from typing import Any
 
-from parctl.errors import Problem
+from parctl.recipes.faults import Problem
 from parctl.recipes.presets import find_preset
 from parctl.recipes.schema import RecipeFields
 from parctl.recipes.shorthand import read_form

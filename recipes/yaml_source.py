@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from parctl.errors import Problem
+from parctl.recipes.faults import Problem
 
 MAX_BYTES = 1 << 20  # a recipe is a page of text; this bounds the time a hostile one can take
 MAX_DEPTH = 20

@@ -40,10 +40,9 @@ def main() -> int:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until a rank can answer
     # importing makes objects that stay: looking for garbage among them takes a fifth of the time
     gc.disable()
-    from parctl.runtime.execution import dynamo, symbolic_shapes
+    from parctl.runtime.execution import symbolic_shapes
 
-    dynamo.put_off()
-    symbolic_shapes.put_off()
+    symbolic_shapes.put_off()  # before DTensor is imported
     from parctl.runtime.worker import run_rank
 
     gc.freeze()  # a collection in a rank would write to, and so copy, every page of this heap

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from parctl.errors import ParctlError
 from parctl.planner.plan import Plan, plan_from_json
 from parctl.runtime.checkpoint.checkpoints import take_directory
+from parctl.runtime.execution import dynamo
 from parctl.runtime.flight_record import FlightRecord, remember_collectives
 from parctl.runtime.parallel.data_parallel import COMPUTE_TYPES
 from parctl.runtime.parallel.mesh import build_mesh, choose_device, join_world
@@ -52,6 +53,7 @@ class TermSignal:
 def run_rank(plan_path: Path, run_dir: Path) -> int:
     """Run the rank that the environment describes. Returns its exit code; never raises."""
     stop = TermSignal()
+    dynamo.put_off()
     # A fork inherits torch's thread pool without its threads. The first call after it makes a new
     # one, and must not race with autograd's threads.
     torch.set_num_threads(torch.get_num_threads())

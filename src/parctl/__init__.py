@@ -14,17 +14,19 @@ Nothing is imported until it is used: `import parctl` costs no more than this fi
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from parctl._version import __version__
 
+TYPE_CHECKING = False  # as in `typing`, which nothing needs yet
 if TYPE_CHECKING:
+    from typing import Any
+
     from parctl.api import Run, launch, load, plan
 
 __all__ = ["Run", "__version__", "launch", "load", "plan"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name in __all__:
         return getattr(import_module("parctl.api"), name)
     raise AttributeError(f"module 'parctl' has no attribute {name!r}")

@@ -20,7 +20,10 @@ command line prints `error: MESSAGE`, an empty line and `hint: HINT` to stderr, 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+TYPE_CHECKING = False  # `typing` has it too, but every command waits for this file
+if TYPE_CHECKING:
+    from parctl.recipes.faults import Problem
 
 
 class ParctlError(Exception):
@@ -40,29 +43,10 @@ class UsageError(ParctlError):
     exit_code = 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """One fault in a recipe. Lines and columns count from 1; `path` is like `train.seq_len`."""
-
-    file: str
-    line: int | None
-    column: int | None
-    path: str
-    message: str  # what was found and what was expected
-    hint: str | None
-
-    def __str__(self) -> str:
-        place = ":".join(
-            str(part) for part in (self.file, self.line, self.column) if part is not None
-        )
-        text = f"{place} {self.path}: {self.message}" if self.path else f"{place}: {self.message}"
-        return f"{text}\n  hint: {self.hint}" if self.hint else text
-
-
 class RecipeError(UsageError):
     """A recipe has problems. All of them are listed, in the order of the file."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    def __init__(self, problems: Sequence["Problem"]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
         self.problems = tuple(problems)
 
