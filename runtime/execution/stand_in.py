@@ -38,17 +38,21 @@ class StandIn(ModuleType):
 
     def load(self) -> ModuleType:
         """Import the real one, if it is not there yet."""
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
+        try:
             sys.meta_path.remove(self._finder)
-            self.leave(import_module(self.__name__))
-        return import_module(self.__name__)
+        except ValueError:  # it was loaded before, or another thread is at it
+            return import_module(self.__name__)
+        del sys.modules[self.__name__]
+        real = import_module(self.__name__)
+        self.leave(real)
+        return real
 
     def leave(self, real: ModuleType) -> None:
         """Take back what was said in its name."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # whoever looks through all modules wants nothing of this one
+        # whoever looks through all modules wants nothing of this one
+        if name.startswith("__") and name != "__version__":
             raise AttributeError(name)
         return getattr(self.load(), name)
 

@@ -63,7 +63,8 @@ class UntilSymbolic(StandIn):
 
     def leave(self, real: ModuleType) -> None:
         for module in list(sys.modules.values()):
-            if vars(module).get(ERROR) is NeverRaised and module is not self:
+            names = getattr(module, "__dict__", {})
+            if names.get(ERROR) is NeverRaised and module is not self:
                 setattr(module, ERROR, getattr(real, ERROR))
 
     def _where_plain(self, name: str, answer: Callable[..., Any]) -> Callable[..., Any]:

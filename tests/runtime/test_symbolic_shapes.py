@@ -114,9 +114,13 @@ assert not left_out()
 """
 ALONE = """
 import sympy
-assert left_out()
+assert not hasattr(sympy, "__file__") and left_out()
 import sympy.core.numbers
 assert not left_out() and sympy.Integer(3) == 3 and sys.modules["sympy"].core is sympy.core
+"""
+VERSION = """
+import sympy
+assert sympy.__version__ and not left_out()
 """
 CALLED = """
 from torch.utils._sympy.functions import Max
@@ -131,7 +135,7 @@ def test_a_training_imports_neither(text: Path, tmp_path: Path) -> None:
     run(TRAIN, str(text), str(tmp_path))
 
 
-@pytest.mark.parametrize("script", [ANSWERS, SYMBOLIC, COMPILED, ALONE, CALLED])
+@pytest.mark.parametrize("script", [ANSWERS, SYMBOLIC, COMPILED, ALONE, VERSION, CALLED])
 def test_the_stand_ins(script: str) -> None:
     run(script)
 
