@@ -119,7 +119,7 @@ def serve(
     """`task: serve` on this rank. It ends by being told to, so it never finishes by itself."""
     recipe = plan.recipe
     assert recipe.inference is not None and recipe.model is not None
-    front = address = None
+    front = address = link = None
     if dist.get_rank() == 0:
         address = LOOPBACK if plan.layout.num_nodes == 1 else own_address()
         front = FrontProcess(recipe, listen=address, num_replicas=mesh.data_size)
@@ -145,6 +145,8 @@ def serve(
         lead(engine, link, leaders, stop=stop)
         return False
     finally:
+        if link is not None:  # the front tells whoever waits for us, and ends
+            link.close()
         if front is not None:
             front.close()
 

@@ -79,7 +79,7 @@ def test_after_a_killed_rank_calls_fail_clearly_and_the_group_serves_again(tmp_p
             killed = time.monotonic()
             os.kill(rank_pid("kill-1", 1), signal.SIGKILL)
             stream.join(10)
-            assert stream.ended - killed < 10
+            assert stream.ended - killed < 4  # before anybody is killed for being slow
             assert "[DONE]" not in stream.text
             assert "the engine that computed this request is gone" in stream.text
         assert url_of("kill-1", attempt=2) == endpoint.url
