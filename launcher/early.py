@@ -81,8 +81,9 @@ def take() -> WaitingSupervisor:
 
 
 def _dismiss() -> None:
-    while _begun:
-        _begun.pop().leave_alone()
+    with suppress(KeyboardInterrupt):  # impatience with an end that is under way
+        while _begun:
+            _begun.pop().leave_alone()
 
 
 def spawn_ahead() -> WaitingSupervisor:

@@ -119,7 +119,8 @@ class LocalBackend:
             try:
                 hand_over(run, supervisor)
             except KeyboardInterrupt:  # nobody has been told that there is such a run
-                self.cancel(run.run_id)
+                with _uninterrupted():
+                    self.cancel(run.run_id)
                 raise
         return RunRef(run_id=run.run_id, backend="local", created=created)
 
@@ -252,6 +253,16 @@ def _unknown(run: RunDirectory) -> RunStatus:
         ranks=(),
         where=str(run.path),
     )
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Do what takes seconds at most in spite of ^C."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _create(run: RunDirectory, manifests: Manifests) -> bool:

@@ -23,9 +23,9 @@ class StandIn(ModuleType):
 
     def __init__(self, name: str, apart: Collection[str] = ()) -> None:
         super().__init__(name)
-        spec = find_spec(name)
-        if spec and spec.submodule_search_locations:
-            self.__path__ = list(spec.submodule_search_locations)
+        self.__spec__ = find_spec(name)
+        if self.__spec__ and self.__spec__.submodule_search_locations:
+            self.__path__ = list(self.__spec__.submodule_search_locations)
         self._finder = OnDemand(self, apart)
 
     def put(self) -> None:
@@ -52,7 +52,7 @@ class StandIn(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         # whoever looks through all modules wants nothing of this one
-        if name.startswith("__") and name != "__version__":
+        if name.startswith("__") and name not in ("__all__", "__version__"):
             raise AttributeError(name)
         return getattr(self.load(), name)
 

@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.launcher.plans import script_plan
 from tests.launcher.runs import BACKEND, directory, launch, python, running, until
 
 from parctl.errors import BackendError
-from parctl.launcher import early
+from parctl.launcher import early, handover, local
 from parctl.launcher.backend import State
 from parctl.launcher.places import config_file, runs_root
 from parctl.launcher.waiting import wait_for
@@ -159,6 +160,26 @@ def test_a_launch_starts_its_supervisor_before_it_reads_its_words() -> None:
     with BACKEND.standby():
         assert supervisors() == standing
     assert supervisors() == fork_servers() == set()
+
+
+def test_an_impatient_user_leaves_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any) -> None:
+        local_hand_over(*arguments)
+        signal.raise_signal(signal.SIGINT)
+
+    def once_more(run_id: str) -> None:
+        signal.raise_signal(signal.SIGINT)
+        cancel(run_id)
+
+    local_hand_over, cancel = handover.hand_over, BACKEND.cancel
+    monkeypatch.setattr(local, "hand_over", interrupted)
+    monkeypatch.setattr(BACKEND, "cancel", once_more)
+    with pytest.raises(KeyboardInterrupt):
+        launch(script_plan(["sleep", "60"], axes={"dp": 1}))
+    assert BACKEND.status("probe-1").state is State.CANCELLED
+    assert supervisors() == set()
+    with pytest.raises(KeyboardInterrupt):  # as before
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_log_that_somebody_removes_before_there_is_a_run_is_no_loss() -> None:

@@ -118,9 +118,17 @@ assert not hasattr(sympy, "__file__") and left_out()
 import sympy.core.numbers
 assert not left_out() and sympy.Integer(3) == 3 and sys.modules["sympy"].core is sympy.core
 """
-VERSION = """
+ASKED = """
+from importlib.util import find_spec
 import sympy
+assert find_spec("sympy").name == "sympy" and left_out()
+sys.modules["blocked"] = None  # as who blocks an import does
 assert sympy.__version__ and not left_out()
+assert shapes.guard_or_false(a=True) is True
+"""
+ALL = """
+from sympy import *
+assert not left_out() and Symbol is sys.modules["sympy"].Symbol
 """
 CALLED = """
 from torch.utils._sympy.functions import Max
@@ -135,7 +143,7 @@ def test_a_training_imports_neither(text: Path, tmp_path: Path) -> None:
     run(TRAIN, str(text), str(tmp_path))
 
 
-@pytest.mark.parametrize("script", [ANSWERS, SYMBOLIC, COMPILED, ALONE, VERSION, CALLED])
+@pytest.mark.parametrize("script", [ANSWERS, SYMBOLIC, COMPILED, ALONE, ASKED, ALL, CALLED])
 def test_the_stand_ins(script: str) -> None:
     run(script)
 
