@@ -30,16 +30,16 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]  # the matrix takes
 def shown(here: Here) -> None:
     """Runs of every kind, by somebody else: one that ended, one each that waits."""
     here.launch(here.recipe(HELLO, "DP2", kubernetes={"kind": "job"}), "seen-job")
-    here.launch(here.recipe(HELLO, "DP2", kubernetes={"kind": "rayjob"}), "seen-ray")
     here.launch(here.recipe(HELLO, "DP2", kubernetes={"kind": "jobset"}), "seen-jobset")
+    here.ended("seen-job")  # before the others, which would take its GPUs where they are started
+    here.ended("seen-jobset")
+    here.launch(here.recipe(HELLO, "DP2", kubernetes={"kind": "rayjob"}), "seen-ray")
     served = {"kind": "leaderworkerset", "cpu": "50m"}
     here.launch(serving.write_recipe(here, kubernetes=served), "seen-served")
     make_queue(here.cluster, here.namespace, gpus=1)
     for kind in ("job", "jobset"):
         waiting = here.recipe(SLEEP, "DP2", queue="team", kubernetes={"kind": kind})
         here.launch(waiting, f"seen-queued-{kind}")
-    here.ended("seen-job")
-    here.ended("seen-jobset")
 
 
 WAIT = ("--timeout", "0.5")
