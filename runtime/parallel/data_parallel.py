@@ -3,7 +3,7 @@
 Gradients are summed, never averaged: the loss is already divided by the tokens of the global batch,
 so that the same division is right under accumulation and every mix of axes.
 
-    replicas  backward: all-reduce
+    replicas  backward: all-reduce (on the CPUs of one node, in float32: after it)
     shards    forward: all-gather, backward: all-gather (if freed since), reduce-scatter
     both      the shards' exchanges inside a replica, then all-reduce of the shards
 
@@ -28,6 +28,7 @@ from torch.distributed._composable.replicate_with_fsdp import replicate
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from parctl.recipes.spec import ParallelismSpec, Precision
+from parctl.runtime.model.linear import local
 from parctl.runtime.model.transformer import Embedding, Transformer, shares_embedding
 from parctl.runtime.parallel import expert_parallel, shared_memory
 from parctl.runtime.parallel.mesh import RankMesh
@@ -41,10 +42,13 @@ def apply(
 ) -> None:
     """Wrap blocks, embedding, head and the rest, in place.
 
-    One data rank needs no wrapper, except to compute in bfloat16.
+    One data rank needs no wrapper, except to compute in bfloat16, and replicas that share memory
+    need none.
     """
     data = mesh.axis("dp", "fsdp")
     if data is None or (data.size() == 1 and precision not in COMPUTE_TYPES):
+        return
+    if stay_plain(mesh, parallelism, precision):
         return
     policy = mixed_precision(precision)
     parts = units(model)
@@ -80,6 +84,31 @@ def apply(
     model.reduces_once = parallelism.reduces_once
     if parallelism.prefetch > 1:
         prefetch(in_order_of_use(parts), parallelism.prefetch)
+
+
+def stay_plain(mesh: RankMesh, parallelism: ParallelismSpec, precision: Precision) -> bool:
+    """Whether `sum_gradients` is all that data parallelism takes: replicas that share memory.
+
+    torch's wrapper copies gradients three times before it exchanges them.
+    """
+    data = mesh.axis("dp")
+    exchanges_once = parallelism.reduces_once and mesh.axis("fsdp") is None
+    if data is None or precision in COMPUTE_TYPES or not exchanges_once:
+        return False
+    shared_memory.connect(data)
+    return shared_memory.of(data.get_group()) is not None
+
+
+def sum_gradients(model: nn.Module, mesh: RankMesh) -> None:
+    """Add up the gradients of replicas that stayed plain, after the last backward pass."""
+    data = mesh.axis("dp")
+    if data is None or isinstance(model, FSDPModule):
+        return
+    shared = shared_memory.of(data.get_group())
+    assert shared is not None
+    apart = expert_parallel.without_shards(model, mesh)
+    gradients = [value.grad for value in model.parameters() if value not in apart]
+    shared.sum_in_place([local(gradient) for gradient in gradients if gradient is not None])
 
 
 def mixed_precision(precision: Precision) -> MixedPrecisionPolicy:

@@ -125,6 +125,8 @@ class ParallelModel:
 
     def finish_gradients(self) -> None:
         """Add up what the backward passes left apart."""
+        for stage in self.stages:
+            data_parallel.sum_gradients(stage, self.mesh)
         if self.tied is not None:
             self.tied.add_gradient()
         for stage in self.stages:

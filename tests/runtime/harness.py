@@ -23,6 +23,7 @@ from tests.runtime.standing import Crew
 
 from parctl.launcher.port import hold_port
 from parctl.planner.plan import Plan
+from parctl.runtime.parallel.shared_memory import SWITCH
 from parctl.runtime.worker import run_rank
 
 torch.set_num_threads(1)  # an OpenMP pool in the parent would hang its forks
@@ -81,6 +82,7 @@ def rank_environment(rank: int, world_size: int, port: int, directory: Path) -> 
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "GLOO_SOCKET_IFNAME": "lo",
+        SWITCH: os.environ.get(SWITCH, "1"),
         "PARCTL_RUN_ID": "test-000000",
         "PARCTL_ATTEMPT": "1",
         "TORCHELASTIC_ERROR_FILE": str(directory / f"error-{rank}.json"),

@@ -13,6 +13,8 @@ from tests.runtime.exchanges import count_exchanges
 from tests.runtime.harness import run_ranks
 from tests.runtime.plans import GPT, LLAMA, plan
 
+from parctl.runtime.parallel import shared_memory
+
 LAYERS = 2
 UNITS = LAYERS + 2  # layers, embedding, final norm with head
 FREED = LAYERS  # gathered again for the backward pass: not the head, nor a table of lookups
@@ -51,13 +53,16 @@ ONE_MICRO_BATCH: dict[str, Form] = {
     ),
     # what a layer run again needs is there already
     "fsdp2, full": ({"fsdp": 2}, {"recompute": "full"}, {"AG": UNITS + FREED, "RS": UNITS}),
-    "ddp2": ({"dp": 2}, {}, {"AR": UNITS}),
+    # all gradients together in shared memory, a unit at a time through sockets
+    "ddp2": ({"dp": 2}, {}, {"AR": 1}),
+    "ddp2 by gloo": ({"dp": 2}, {}, {"AR": UNITS}),
     # a tied head: 1 unit for embedding, positions, norm and head
-    "gpt ddp2": ({"dp": 2}, {"model": GPT}, {"AR": LAYERS + 1}),
+    "gpt ddp2 by gloo": ({"dp": 2}, {"model": GPT}, {"AR": LAYERS + 1}),
 }
 # torch prefetches from the micro-batch before where each ends in a reduction: one gather too many
 FOUR_MICRO_BATCHES: dict[str, Form] = {
-    "ddp2": ({"dp": 2}, {}, {"AR": UNITS}),
+    "ddp2": ({"dp": 2}, {}, {"AR": 1}),
+    "ddp2 by gloo": ({"dp": 2}, {}, {"AR": UNITS}),
     "ddp2, each": ({"dp": 2}, {"spec": {"grad_sync": "each"}}, {"AR": 4 * UNITS}),
     "zero1": ({"fsdp": 2}, {"zero_stage": 1}, {"AG": UNITS, "RS": UNITS}),
     "zero2": ({"fsdp": 2}, {"zero_stage": 2}, {"AG": UNITS + 1, "RS": 4 * UNITS}),
@@ -88,6 +93,12 @@ def counted(form: Form, micro_batch: int, text: Path, run_dir: Path) -> list[dic
     train = {"micro_batch": micro_batch, "recompute": recompute}
     made = plan(text, axes, train=train, **options)
     return run_ranks(count_exchanges, prod(axes.values()), run_dir, made, run_dir)
+
+
+@pytest.fixture(autouse=True)
+def memory_or_sockets(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "by gloo" in request.node.name:
+        monkeypatch.setenv(shared_memory.SWITCH, "0")
 
 
 @pytest.mark.parametrize("name", ONE_MICRO_BATCH)

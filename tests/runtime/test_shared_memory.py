@@ -69,6 +69,44 @@ def test_every_rank_gets_what_gloo_would_give_it(
     run_ranks(exchange_all, num_ranks, tmp_path, num_ranks, dtype, piece_bytes)
 
 
+def sum_all(num_ranks: int, dtype: torch.dtype, piece_bytes: int) -> None:
+    """Compare sums in place: of one element, of more than a piece, and with any strides."""
+    mock.patch.object(shared_memory, "PIECE_BYTES", piece_bytes).start()
+    mesh = join(num_ranks)
+    group, rank = mesh.get_group(), mesh.get_local_rank()
+    shared_memory.connect(mesh)
+    shared = shared_memory.of(group)
+    assert shared is not None
+    shapes = [(), (1,), (7, 3), (300, 41), (5,), (2, 3, 2)]
+    for turn in range(3):
+        time.sleep(random.random() / 200)
+        given = [
+            [term(100 * turn + other, shape, dtype) for shape in shapes]
+            for other in range(num_ranks)
+        ]
+        tensors = [x.clone() for x in given[rank]]
+        tensors[2] = tensors[2].T.contiguous().T
+        shared.sum_in_place(tensors)
+        for index, x in enumerate(tensors):
+            terms = torch.stack([own[index] for own in given])
+            torch.testing.assert_close(x, terms.sum(0))
+            everybodys = [torch.empty(x.shape, dtype=dtype) for _ in range(num_ranks)]
+            dist.all_gather(everybodys, x.contiguous(), group=group)
+            assert all(torch.equal(other, x) for other in everybodys)
+    shared.sum_in_place([])
+    assert max(own_memories().values()) <= piece_bytes
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("piece_bytes", [32 << 20, 4096])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_many_tensors_are_added_up_in_place(
+    num_ranks: int, dtype: torch.dtype, piece_bytes: int, tmp_path: Path
+) -> None:
+    run_ranks(sum_all, num_ranks, tmp_path, num_ranks, dtype, piece_bytes)
+
+
 def connect_where(broken: str) -> tuple[bool, list[float], int]:
     """Whether ranks share memory, their sum, and how many files they leave open.
 
@@ -78,6 +116,8 @@ def connect_where(broken: str) -> tuple[bool, list[float], int]:
     last = mesh.get_local_rank() == 2
     if broken == "hidden" and last:
         mock.patch.object(os, "readlink", side_effect=PermissionError).start()
+    elif broken == "turned off" and last:
+        os.environ[shared_memory.SWITCH] = "0"
     elif broken == "none to give" and last:
         mock.patch.object(os, "memfd_create", side_effect=OSError).start()
     elif broken == "another node" and last:  # where the pid is that of another process
@@ -93,7 +133,7 @@ def connect_where(broken: str) -> tuple[bool, list[float], int]:
     return shared, total.tolist(), len(own_memories())
 
 
-BROKEN = ["", "hidden", "none to give", "another node", "another rank's"]
+BROKEN = ["", "hidden", "turned off", "none to give", "another node", "another rank's"]
 
 
 @pytest.mark.parametrize("broken", BROKEN)
