@@ -6,7 +6,9 @@ take turns, so that other work on the machine hits all of them; medians are prin
 second hardly depend on what else runs; tokens per second do.
 
 A row compares programs of one form and precision. Goal: 1.15x the best peer of the row, or 90% of
-the rate at which two processes do the row's matrix products alone, measured in the same run.
+the rate at which two processes do the row's linear layers alone, measured in the same run. What
+counts as done is model FLOPs as everywhere in parctl (`planner.flops`), so with attention's own
+products, causal: 3.7% of the total. The share without them is printed beside it.
 
     python benchmarks/train_cpu.py [--rounds 3] [--picotron FOLDER] [--rows fsdp/fp32 ...]
 """
@@ -50,7 +52,8 @@ FORMS = {
     "tp": ("TP2", ("parallelize_module", "picotron-tp")),
 }
 FLOAT32_ONLY = ("picotron-dp", "picotron-tp")  # on a CPU
-MATMUL_PARAMETERS = LAYERS * (4 * DIM * DIM + 3 * DIM * FFN) + DIM * VOCAB
+LINEAR_FLOPS = 6 * (LAYERS * (4 * DIM * DIM + 3 * DIM * FFN) + DIM * VOCAB)  # of a token
+ATTENTION_FLOPS = 3 * LAYERS * 2 * DIM * SEQ_LEN
 TOKENS = RANKS * ROWS * SEQ_LEN  # of one step
 
 
@@ -143,7 +146,8 @@ def compare(row: str, rounds: int, picotron: str | None) -> bool:
             speeds[program].append(run(program, form, precision, picotron))
     middle = {program: typical(found) for program, found in speeds.items()}
     ours = middle["parctl"]
-    matmul_share = ours.tokens_per_cpu_s / middle["matmuls"].tokens_per_cpu_s
+    linear_share = ours.tokens_per_cpu_s / middle["matmuls"].tokens_per_cpu_s
+    matmul_share = linear_share * (1 + ATTENTION_FLOPS / LINEAR_FLOPS)
     print(f"\n{row}: {form}, median of {rounds}")
     print(f"{'program':<22}{'tokens/s':>10}{'tokens/CPU s':>14}{'against':>10}{'by CPU':>10}")
     for program, speed in middle.items():
@@ -154,11 +158,12 @@ def compare(row: str, rounds: int, picotron: str | None) -> bool:
             f"{against:>9.2f}x{by_cpu:>9.2f}x"
         )
     ratio = min(ours.tokens_per_cpu_s / middle[peer].tokens_per_cpu_s for peer in programs[1:-1])
-    rate = 6 * MATMUL_PARAMETERS * middle["matmuls"].tokens_per_s / 1e9
+    rate = LINEAR_FLOPS * middle["matmuls"].tokens_per_s / 1e9
     good = ratio >= GOAL or matmul_share >= MATMUL_GOAL
     print(
-        f"{ratio:.2f}x the best peer by CPU time (goal {GOAL}x), {matmul_share:.0%} of the matmul "
-        f"rate of {rate:,.0f} GFLOP/s (goal {MATMUL_GOAL:.0%}): {'met' if good else 'missed'}",
+        f"{ratio:.2f}x the best peer by CPU time (goal {GOAL}x), {matmul_share:.1%} of the matmul "
+        f"rate of {rate:,.0f} GFLOP/s (goal {MATMUL_GOAL:.0%}; {linear_share:.1%} without "
+        f"attention's products): {'met' if good else 'missed'}",
         flush=True,
     )
     return good
