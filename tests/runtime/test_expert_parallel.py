@@ -21,6 +21,7 @@ from tests.runtime.plans import plan
 
 from parctl.planner.plan import Plan
 from parctl.recipes.spec import ModelSpec
+from parctl.runtime.parallel import shared_memory
 from parctl.runtime.parallel.mesh import build_mesh, choose_device, join_world
 from parctl.runtime.parallel.parallelize import parallelize
 
@@ -239,7 +240,10 @@ def test_exchanges_of_a_step_are_the_textbooks(
     expected: dict[str, int],
     text: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # in shared memory replicas make one all-reduce of all their units
+    monkeypatch.setenv(shared_memory.SWITCH, "0")
     (size,) = axes.values()
     train = {"micro_batch": 8 // size}  # one micro-batch
     made = plan(text, axes, model=MIXTRAL, spec=expert, train=train)
