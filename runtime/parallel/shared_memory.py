@@ -56,9 +56,6 @@ class Memory:
     def _map(self, size: int) -> Tensor:
         return torch.frombuffer(mmap(self._file, size), dtype=torch.uint8)
 
-    def write(self, x: Tensor) -> None:
-        self.room(x).copy_(x)
-
     def room(self, x: Tensor) -> Tensor:
         """Where to write a tensor of this type and shape."""
         if self._bytes.numel() < x.nbytes:
@@ -118,9 +115,7 @@ class SharedMemory:
         for together in bundles(tensors):
             lengths = [x.numel() for x in together]
             flat = torch.empty(sum(lengths), dtype=together[0].dtype, device="meta")
-            self._turn = 1 - self._turn
-            place = self._pairs[self._rank][self._turn].room(flat)
-            torch.cat([x.reshape(-1) for x in together], out=place)
+            torch.cat([x.reshape(-1) for x in together], out=self._room(flat))
             self._meet()
             if self._size == 2:
                 theirs = torch.split(self._read(flat)[1 - self._rank], lengths)
@@ -141,8 +136,12 @@ class SharedMemory:
         functional.wait_tensor(functional.all_reduce(self._one, "sum", self._name))
 
     def _write(self, x: Tensor) -> None:
+        self._room(x).copy_(x)
+
+    def _room(self, x: Tensor) -> Tensor:
+        """Where to write next; `x` need not have memory."""
         self._turn = 1 - self._turn
-        self._pairs[self._rank][self._turn].write(x)
+        return self._pairs[self._rank][self._turn].room(x)
 
     def _read(self, x: Tensor) -> list[Tensor]:
         """What all have written since this rank has met them, in order of rank."""
