@@ -39,6 +39,7 @@ from benchmarks.train_cpu_rank import (
 
 from parctl.launcher.port import hold_port
 from parctl.launcher.verification import cpus
+from parctl.planner.flops import matmul_parameters, model_flops_per_token
 from parctl.planner.make import make_plan
 from parctl.recipes.loader import load_recipe
 
@@ -52,8 +53,11 @@ FORMS = {
     "tp": ("TP2", ("parallelize_module", "picotron-tp")),
 }
 FLOAT32_ONLY = ("picotron-dp", "picotron-tp")  # on a CPU
-LINEAR_FLOPS = 6 * (LAYERS * (4 * DIM * DIM + 3 * DIM * FFN) + DIM * VOCAB)  # of a token
-ATTENTION_FLOPS = 3 * LAYERS * 2 * DIM * SEQ_LEN
+MODEL = (
+    *(f"model.num_layers={LAYERS}", f"model.dim={DIM}", f"model.num_heads={HEADS}"),
+    *(f"model.num_kv_heads={HEADS}", f"model.ffn_dim={FFN}", f"model.vocab_size={VOCAB}"),
+    *(f"model.max_seq_len={SEQ_LEN}", f"train.seq_len={SEQ_LEN}"),
+)
 TOKENS = RANKS * ROWS * SEQ_LEN  # of one step
 
 
@@ -111,9 +115,7 @@ def write_plan(directory: Path, form: str, precision: str) -> None:
     recipe = load_recipe(
         f"tiny-llama: {form}",
         [
-            *(f"model.num_layers={LAYERS}", f"model.dim={DIM}", f"model.num_heads={HEADS}"),
-            *(f"model.num_kv_heads={HEADS}", f"model.ffn_dim={FFN}", f"model.vocab_size={VOCAB}"),
-            *(f"model.max_seq_len={SEQ_LEN}", f"train.seq_len={SEQ_LEN}"),
+            *MODEL,
             *(f"train.global_batch={ROWS * RANKS}", f"train.micro_batch={rows}"),
             *(f"train.steps={WARM_UP + STEPS + 1}", f"train.precision={precision}"),
             *("train.recompute=none", "train.validate_every=0", "train.log_every=1000"),
@@ -147,7 +149,10 @@ def compare(row: str, rounds: int, picotron: str | None) -> bool:
     middle = {program: typical(found) for program, found in speeds.items()}
     ours = middle["parctl"]
     linear_share = ours.tokens_per_cpu_s / middle["matmuls"].tokens_per_cpu_s
-    matmul_share = linear_share * (1 + ATTENTION_FLOPS / LINEAR_FLOPS)
+    model = load_recipe("tiny-llama", MODEL).model
+    assert model
+    linear_flops = 6 * matmul_parameters(model)  # of a token
+    matmul_share = linear_share * model_flops_per_token(model, SEQ_LEN) / linear_flops
     print(f"\n{row}: {form}, median of {rounds}")
     print(f"{'program':<22}{'tokens/s':>10}{'tokens/CPU s':>14}{'against':>10}{'by CPU':>10}")
     for program, speed in middle.items():
@@ -158,7 +163,7 @@ def compare(row: str, rounds: int, picotron: str | None) -> bool:
             f"{against:>9.2f}x{by_cpu:>9.2f}x"
         )
     ratio = min(ours.tokens_per_cpu_s / middle[peer].tokens_per_cpu_s for peer in programs[1:-1])
-    rate = LINEAR_FLOPS * middle["matmuls"].tokens_per_s / 1e9
+    rate = linear_flops * middle["matmuls"].tokens_per_s / 1e9
     good = ratio >= GOAL or matmul_share >= MATMUL_GOAL
     print(
         f"{ratio:.2f}x the best peer by CPU time (goal {GOAL}x), {matmul_share:.1%} of the matmul "

@@ -38,6 +38,17 @@ def all_reduce(x: Tensor, group: dist.ProcessGroup, operation: str = "sum") -> T
     return result
 
 
+def sum_in_place(tensors: Sequence[Tensor], group: dist.ProcessGroup) -> None:
+    """All-reduce many tensors of one type, together."""
+    shared = shared_memory.of(group)
+    if shared is not None:
+        shared.sum_in_place(tensors)
+    elif tensors:
+        total = all_reduce(torch.cat([x.reshape(-1) for x in tensors]), group)
+        for x, part in zip(tensors, torch.split(total, [x.numel() for x in tensors]), strict=True):
+            x.copy_(part.view_as(x))
+
+
 def all_gather_tokens(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """`[B, S/n, D]` to `[B, S, D]`."""
     if shares_memory(group.group_name):

@@ -31,6 +31,7 @@ from parctl.recipes.spec import ParallelismSpec, Precision
 from parctl.runtime.model.linear import local
 from parctl.runtime.model.transformer import Embedding, Transformer, shares_embedding
 from parctl.runtime.parallel import expert_parallel, shared_memory
+from parctl.runtime.parallel.collectives import sum_in_place
 from parctl.runtime.parallel.mesh import RankMesh
 from parctl.runtime.parallel.shard_exchanges import GradientSum, ParameterGather
 
@@ -104,11 +105,10 @@ def sum_gradients(model: nn.Module, mesh: RankMesh) -> None:
     data = mesh.axis("dp")
     if data is None or isinstance(model, FSDPModule):
         return
-    shared = shared_memory.of(data.get_group())
-    assert shared is not None
     apart = expert_parallel.without_shards(model, mesh)
     gradients = [value.grad for value in model.parameters() if value not in apart]
-    shared.sum_in_place([local(gradient) for gradient in gradients if gradient is not None])
+    present = [local(gradient) for gradient in gradients if gradient is not None]
+    sum_in_place(present, data.get_group())
 
 
 def mixed_precision(precision: Precision) -> MixedPrecisionPolicy:

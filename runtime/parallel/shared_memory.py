@@ -161,11 +161,13 @@ def pieces(*tensors: Tensor, whole: int | None = None) -> Iterable[tuple[Tensor,
 def bundles(tensors: Iterable[Tensor]) -> Iterable[list[Tensor]]:
     """Take tensors, or pieces of large ones, together while they fit a memory."""
     together: list[Tensor] = []
+    size = 0
     for tensor in tensors:
         for (piece,) in pieces(tensor):
-            if together and sum(x.nbytes for x in together) + piece.nbytes > PIECE_BYTES:
+            size += piece.nbytes
+            if together and size > PIECE_BYTES:
                 yield together
-                together = []
+                together, size = [], piece.nbytes
             together.append(piece)
     if together:
         yield together

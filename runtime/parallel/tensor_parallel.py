@@ -39,7 +39,7 @@ from parctl.runtime.model.linear import Exchange, Linear
 from parctl.runtime.model.relative import RelativeBias
 from parctl.runtime.model.transformer import Block, Embedding, Positions, Transformer
 from parctl.runtime.parallel import shared_memory
-from parctl.runtime.parallel.collectives import Copy, Gather, Reduce, Scatter, all_reduce
+from parctl.runtime.parallel.collectives import Copy, Gather, Reduce, Scatter, sum_in_place
 
 OUTPUTS, INPUTS, WHOLE = Shard(0), Shard(1), Replicate()
 STREAM = (
@@ -201,10 +201,4 @@ def sum_gradients(parameters: Iterable[nn.Parameter], tp: DeviceMesh) -> None:
     for parameter in parameters:
         assert isinstance(parameter.grad, DTensor)
         gradients.append(parameter.grad.to_local())
-    if not gradients:
-        return
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    total = all_reduce(flat, tp.get_group())
-    parts = torch.split(total, [gradient.numel() for gradient in gradients])
-    for gradient, part in zip(gradients, parts, strict=True):
-        gradient.copy_(part.view_as(gradient))
+    sum_in_place(gradients, tp.get_group())
