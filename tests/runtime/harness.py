@@ -178,18 +178,16 @@ def run_plan(
 def train_to_end(plan: Plan, run_dir: Path) -> list[dict[str, Any]]:
     """Run a plan on ranks that stay. It must succeed; return its metrics."""
     codes = run_on_crew(plan, run_dir)
-    if codes is None or any(codes):
-        codes = codes or [1] * plan.layout.world_size
-        logs = [(run_dir / f"rank-{rank}.log").read_text() for rank in range(len(codes))]
-        raise AssertionError(f"exit codes {codes}\n" + "\n".join(logs))
+    if any(codes):
+        raise AssertionError(describe_failure(run_dir, codes))
     return read_metrics(run_dir)
 
 
 CREWS: dict[int, Crew] = {}  # by world size
 
 
-def run_on_crew(plan: Plan, run_dir: Path, timeout_s: float = 60.0) -> list[int] | None:
-    """Run a plan through the real worker. Returns all exit codes; None when one is missing."""
+def run_on_crew(plan: Plan, run_dir: Path, timeout_s: float = 60.0) -> list[int]:
+    """Run a plan through the real worker. Returns exit codes by rank, those of signals negative."""
     run_dir.mkdir(parents=True, exist_ok=True)
     plan_path = run_dir / "plan.json"
     plan_path.write_text(json.dumps(plan.to_json()))
@@ -203,8 +201,8 @@ def run_on_crew(plan: Plan, run_dir: Path, timeout_s: float = 60.0) -> list[int]
             rank_environment(rank, world_size, port, run_dir) for rank in plan.layout.ranks
         ]
         codes = CREWS[world_size].run(plan_path, run_dir, environments, timeout_s)
-    if codes is None or any(codes):
-        CREWS.pop(world_size).dismiss()
+    if any(codes):
+        del CREWS[world_size]
     return codes
 
 
@@ -215,3 +213,12 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 def read_logs(run_dir: Path) -> str:
     return "\n".join(path.read_text() for path in sorted(run_dir.glob("rank-*.log")))
+
+
+def describe_failure(run_dir: Path, codes: list[int]) -> str:
+    """Exit codes, and the logs: of ranks that signals ended first, of those that succeeded last."""
+    told = [f"exit codes {codes}"]
+    for rank in sorted(range(len(codes)), key=lambda rank: codes[rank] or sys.maxsize):
+        log = run_dir / f"rank-{rank}.log"
+        told += [f"rank {rank}:", log.read_text() if log.exists() else "no log"]
+    return "\n".join(told)

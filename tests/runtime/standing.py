@@ -5,6 +5,7 @@ copied, caches of torch are filled. A crew whose run fails is ended, and the nex
 anew, so that no test meets what another one broke.
 """
 
+import faulthandler
 import functools
 import gc
 import json
@@ -14,6 +15,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +27,7 @@ from parctl.launcher.processes import die_with_parent
 from parctl.runtime.worker import run_rank
 
 CACHE = type(functools.lru_cache(len))
+FAREWELL_S = 5.0  # how long ranks have to notice that another one failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +49,11 @@ class Crew:
 
     def run(
         self, plan_path: Path, run_dir: Path, environments: list[dict[str, str]], timeout_s: float
-    ) -> list[int] | None:
-        """Run a plan. Returns exit codes by rank; None when a rank died or took too long."""
+    ) -> list[int]:
+        """Run a plan. Returns exit codes by rank, those of signals negative.
+
+        Where one is not 0 all are ended, with SIGKILL what still ran then.
+        """
         for member, environment in zip(self._members, environments, strict=True):
             order = {
                 "plan": str(plan_path),
@@ -63,23 +69,29 @@ class Crew:
         while waiting:
             ready, _, _ = select.select(list(waiting), [], [], max(0, deadline - time.monotonic()))
             if not ready:
-                return None
+                break
             for number in ready:
                 rank = waiting.pop(number)
                 answer = self._members[rank].answers.readline()
-                if not answer:
-                    return None
-                codes[rank] = int(answer)
-                if codes[rank] != 0:  # the others find out soon
-                    deadline = min(deadline, time.monotonic() + 5)
+                if answer:
+                    codes[rank] = int(answer)
+                if codes.get(rank) != 0:  # the others find out soon
+                    deadline = min(deadline, time.monotonic() + FAREWELL_S)
+        if any(codes.get(rank) != 0 for rank in range(len(self._members))):
+            codes = self._end() | codes
         return [codes[rank] for rank in range(len(self._members))]
 
-    def dismiss(self) -> None:
-        for member in self._members:
-            os.kill(member.pid, signal.SIGKILL)
-            os.waitpid(member.pid, 0)
+    def _end(self) -> dict[int, int]:
+        """Exit codes of the processes, by rank."""
+        codes: dict[int, int] = {}
+        for rank, member in enumerate(self._members):
+            with suppress(ProcessLookupError):
+                os.kill(member.pid, signal.SIGKILL)  # no effect on one that has ended
+            _, status = os.waitpid(member.pid, 0)
+            codes[rank] = os.waitstatus_to_exitcode(status)
             member.orders.close()
             member.answers.close()
+        return codes
 
 
 def of_torch(cache: Any) -> bool:
@@ -109,6 +121,7 @@ def work(orders: IO[str], answers: IO[str]) -> None:
     die_with_parent(signal.SIGKILL)
     caches = [found for found in gc.get_objects() if type(found) is CACHE and of_torch(found)]
     gc.freeze()  # what was inherited is no garbage
+    faulthandler.enable(2)  # into the log of the rank, where pytest's own would write to pytest's
     torch.set_num_threads(1)  # see `run_rank`
     for line in orders:
         order: dict[str, Any] = json.loads(line)

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.runtime.harness import read_logs, read_metrics, run_on_crew
+from tests.runtime.harness import describe_failure, read_metrics, run_on_crew
 from tests.runtime.matrix import Chosen, all_cases, products, run_cases, sample, shipped_cases
 
 from parctl.errors import RunFailedError
@@ -45,8 +45,8 @@ class Standing:
         self._number += 1
         run_dir = self._directory / str(self._number)
         codes = run_on_crew(plan, run_dir, timeout_s=120)
-        if codes is None or any(codes):
-            raise RunFailedError(f"exit codes {codes}\n{read_logs(run_dir)}")
+        if any(codes):
+            raise RunFailedError(describe_failure(run_dir, codes))
         return Trial(metrics=read_metrics(run_dir), seconds=time.monotonic() - began)
 
 
