@@ -112,12 +112,17 @@ def test_with_the_guard_killed_too_the_next_look_clears_up() -> None:
     assert left() == []
 
 
-def test_the_supervisor_goes_on_without_its_guard() -> None:
-    launch(
-        script_plan(python("import time; print('up', flush=True); time.sleep(0.3)"), axes={"dp": 1})
+def test_the_supervisor_goes_on_without_its_guard(tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    script = python(
+        "import os, time",
+        "print('up', flush=True)",
+        f"while not os.path.exists({str(alone)!r}): time.sleep(0.01)",
     )
+    launch(script_plan(script, axes={"dp": 1}))
     running()
     kill("parctl-guard")
+    alone.touch()
 
     assert wait_for(BACKEND, "probe-1", timeout_s=5).state is State.SUCCEEDED
 
