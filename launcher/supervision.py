@@ -17,7 +17,7 @@ from typing import Any
 from parctl.launcher.attempt import Attempt, Outcome
 from parctl.launcher.backend import RankStatus, State, Verdict
 from parctl.launcher.children import Children
-from parctl.launcher.guard import GRACE_S
+from parctl.launcher.guard import GRACE_S, declared_dead
 from parctl.launcher.hang import hang_of
 from parctl.launcher.processes import Process, kill_run, this_process
 from parctl.launcher.ranks import CommandStarter, ForkStarter, Starter
@@ -192,8 +192,7 @@ def supervise(
             cause=f"{type(error).__name__}: {error}",
             fix=f"a fault of parctl: report it with the traceback in {run.supervisor_log.name}",
         )
-        now = time.time()
-        run.write(replace(run.read(), state=State.FAILED, ended_unix=now, verdict=verdict))
+        run.write(replace(declared_dead(run.read()), verdict=verdict))
 
 
 def _read_manifest(path: Path) -> Mapping[str, Any]:

@@ -103,7 +103,7 @@ def written_before(error_file: Path, time_unix: float) -> bool:
     """Whether the rank had failed by itself before it was told to stop."""
     try:
         return error_file.stat().st_mtime < time_unix
-    except FileNotFoundError:
+    except OSError:
         return False
 
 

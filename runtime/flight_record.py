@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -60,7 +61,9 @@ class FlightRecord:
     def close(self) -> None:
         self._closed = True
         signal.set_wakeup_fd(-1)
-        os.write(self._write_end, WAKE)
+        with suppress(OSError):  # full of signals, which wake it too
+            os.write(self._write_end, WAKE)
+        os.close(self._write_end)
 
     def write(self, error: BaseException | None = None) -> None:
         """Write where the main thread is, or was when it raised `error`."""
@@ -90,7 +93,10 @@ class FlightRecord:
                 os.close(read_end)
                 return
             if any(number in ASKED for number in numbers):
-                self.write()
+                try:
+                    self.write()
+                except Exception:  # the next time it may go well
+                    traceback.print_exc()
 
 
 def groups(layout: Layout) -> list[dict[str, Any]]:

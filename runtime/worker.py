@@ -62,11 +62,13 @@ def run_rank(plan_path: Path, run_dir: Path) -> int:
         plan = plan_from_json(json.loads(plan_path.read_text()))
         record = start_record(plan.layout)
         outcome = run_plan(plan, run_dir, stop)
-    except Exception as error:
+    except BaseException as error:
         if record is not None and is_foreign(error):
             with suppress(Exception):  # the failure itself must be told in any case
                 record.write(error)
-        report_failure(error)
+        for tell in (print_failure, write_failure):
+            with suppress(Exception):  # without room on a disk, or file descriptors
+                tell(error)
         return RETRY if is_foreign(error) else FAILED
     finally:
         if record is not None:
@@ -116,7 +118,7 @@ def run_plan(plan: Plan, run_dir: Path, stop: TermSignal) -> Outcome:
     return outcome
 
 
-def is_foreign(error: Exception) -> bool:
+def is_foreign(error: BaseException) -> bool:
     """Whether the error only says that another rank or the network is gone."""
     if isinstance(error, ParctlError):
         return False
@@ -125,8 +127,7 @@ def is_foreign(error: Exception) -> bool:
     )
 
 
-def report_failure(error: Exception) -> None:
-    """Print the failure, and write it where torchelastic's programs write theirs."""
+def print_failure(error: BaseException) -> None:
     if isinstance(error, ParctlError):
         print(f"error: {error.message}", file=sys.stderr)
         if error.hint:
@@ -134,6 +135,10 @@ def report_failure(error: Exception) -> None:
     else:
         traceback.print_exception(error)
     sys.stderr.flush()
+
+
+def write_failure(error: BaseException) -> None:
+    """Write it where torchelastic's programs write theirs."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not path:
         return

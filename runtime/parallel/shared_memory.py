@@ -9,12 +9,13 @@ A rank has two memories, and writes them in turns: when it comes back to one, al
 it in the exchange between, so they have read what was in there.
 
 What is larger than a memory crosses in pieces, so that a rank holds no more than two of them for
-each of its groups, whatever is exchanged.
+each of its groups, whatever is exchanged. Of a memory that smaller exchanges leave unused, the
+kernel holds nothing.
 
 The memories are files without a name (memfd_create(2)), which the group opens under /proc. They end
 with the last process that maps them, however it ends, and no limit on /dev/shm holds for them.
-Ranks that can't open each other's (on other nodes, in other pods) stay with gloo, and all do where
-PARCTL_SHARED_MEMORY is 0.
+Ranks that can't map each other's (on other nodes, in other pods, under limits) stay with gloo, and
+all do where PARCTL_SHARED_MEMORY is 0.
 
     all-gather      every rank reads all
     reduce-scatter  every rank reads its part of all, and adds up in order of rank
@@ -50,22 +51,10 @@ class Memory:
     """One of the two memories of a rank, as a process maps it. Its rank alone writes it."""
 
     def __init__(self, file: int) -> None:
-        self._file = file
-        self._bytes = self._map(SECRET_BYTES)
-
-    def _map(self, size: int) -> Tensor:
-        return torch.frombuffer(mmap(self._file, size), dtype=torch.uint8)
-
-    def room(self, x: Tensor) -> Tensor:
-        """Where to write a tensor of this type and shape."""
-        if self._bytes.numel() < x.nbytes:
-            os.ftruncate(self._file, x.nbytes)
-        return self.like(x)
+        self._bytes = torch.frombuffer(mmap(file, PIECE_BYTES), dtype=torch.uint8)
 
     def like(self, x: Tensor) -> Tensor:
-        """The first bytes as a tensor of the same type and shape."""
-        if self._bytes.numel() < x.nbytes:
-            self._bytes = self._map(x.nbytes)
+        """The first bytes as a tensor of the same type and shape; `x` need not have memory."""
         return self._bytes[: x.nbytes].view(x.dtype).view(x.shape)
 
 
@@ -139,9 +128,9 @@ class SharedMemory:
         self._room(x).copy_(x)
 
     def _room(self, x: Tensor) -> Tensor:
-        """Where to write next; `x` need not have memory."""
+        """Where to write next."""
         self._turn = 1 - self._turn
-        return self._pairs[self._rank][self._turn].room(x)
+        return self._pairs[self._rank][self._turn].like(x)
 
     def _read(self, x: Tensor) -> list[Tensor]:
         """What all have written since this rank has met them, in order of rank."""
@@ -181,7 +170,7 @@ def add_up(shares: Sequence[Tensor], out: Tensor) -> Tensor:
     """The sum of tensors of one shape, in their order; half precision is added up in float32."""
     if len(shares) == 2 and shares[0].dtype == out.dtype:
         return torch.add(*shares, out=out)
-    wide = torch.promote_types(out.dtype, torch.float32)
+    wide = torch.promote_types(out.dtype, torch.float32) if out.is_floating_point() else out.dtype
     for part in parts(out):
         first, *others = (share[part] for share in shares)
         total = out[part].copy_(first) if out.dtype == wide else first.to(wide)
@@ -214,8 +203,7 @@ def connect(mesh: DeviceMesh) -> None:
         answers: list[Any] = [None] * group.size()
         dist.all_gather_object(answers, len(pairs) == group.size(), group)
         if all(answers):
-            shared = connected[group] = SharedMemory(group, pairs)
-            weakref.finalize(shared, opened.pop_all().close)
+            connected[group] = SharedMemory(group, pairs)
 
 
 def exchange_memories(group: dist.ProcessGroup, opened: ExitStack) -> list[list[Memory]]:
@@ -227,6 +215,7 @@ def exchange_memories(group: dist.ProcessGroup, opened: ExitStack) -> list[list[
         for _ in range(0 if turned_off else 2):
             file = os.memfd_create(NAME)
             opened.callback(os.close, file)
+            os.truncate(file, PIECE_BYTES)
             os.write(file, secret)
             files.append(file)
     offers: list[Any] = [None] * group.size()

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from parctl.launcher.verdict import (
     is_failure,
     reach_verdict,
     verdict_text,
+    written_before,
 )
 from parctl.topology.layout import Layout, Slot
 
@@ -227,3 +229,8 @@ def test_what_would_disturb_a_terminal_is_not_shown(tmp_path: Path) -> None:
     )
 
     assert verdict.last_lines == ("ValueError: red", "\ttabs stay")
+
+
+def test_an_error_file_that_cannot_be_there_was_not_written(tmp_path: Path) -> None:
+    (tmp_path / "errors").write_text("")
+    assert not written_before(tmp_path / "errors" / "rank-0.json", time.time())

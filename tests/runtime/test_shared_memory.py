@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def exchange_all(num_ranks: int, dtype: torch.dtype, piece_bytes: int) -> None:
         dist.all_gather(everybodys, reduced, group=group)
         assert all(torch.equal(other, reduced) for other in everybodys)
     held = own_memories()
-    assert len(held) == 2 * num_ranks and max(held.values()) <= piece_bytes
+    assert len(held) == 2 * num_ranks and set(held.values()) == {piece_bytes}
     dist.destroy_process_group()
 
 
@@ -94,7 +95,6 @@ def sum_all(num_ranks: int, dtype: torch.dtype, piece_bytes: int) -> None:
             dist.all_gather(everybodys, x.contiguous(), group=group)
             assert all(torch.equal(other, x) for other in everybodys)
     shared.sum_in_place([])
-    assert max(own_memories().values()) <= piece_bytes
     dist.destroy_process_group()
 
 
@@ -105,6 +105,18 @@ def test_many_tensors_are_added_up_in_place(
     num_ranks: int, dtype: torch.dtype, piece_bytes: int, tmp_path: Path
 ) -> None:
     run_ranks(sum_all, num_ranks, tmp_path, num_ranks, dtype, piece_bytes)
+
+
+def sum_of_integers() -> int:
+    mesh = join(3)
+    shared_memory.connect(mesh)
+    total = collectives.all_reduce(torch.tensor([2**24 + 1]), mesh.get_group())
+    dist.destroy_process_group()
+    return int(total)
+
+
+def test_integers_are_added_up_as_they_are(tmp_path: Path) -> None:
+    assert run_ranks(sum_of_integers, 3, tmp_path) == 3 * [3 * (2**24 + 1)]
 
 
 def connect_where(broken: str) -> tuple[bool, list[float], int]:
@@ -120,6 +132,10 @@ def connect_where(broken: str) -> tuple[bool, list[float], int]:
         os.environ[shared_memory.SWITCH] = "0"
     elif broken == "none to give" and last:
         mock.patch.object(os, "memfd_create", side_effect=OSError).start()
+    elif broken == "a limit on files" and last:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+    elif broken == "no room to map" and last:
+        mock.patch.object(shared_memory, "mmap", side_effect=OSError).start()
     elif broken == "another node" and last:  # where the pid is that of another process
         mock.patch.object(os, "getpid", return_value=os.getppid()).start()
     elif broken == "another rank's" and last:
@@ -133,7 +149,16 @@ def connect_where(broken: str) -> tuple[bool, list[float], int]:
     return shared, total.tolist(), len(own_memories())
 
 
-BROKEN = ["", "hidden", "turned off", "none to give", "another node", "another rank's"]
+BROKEN = [
+    "",
+    "hidden",
+    "turned off",
+    "none to give",
+    "a limit on files",
+    "no room to map",
+    "another node",
+    "another rank's",
+]
 
 
 @pytest.mark.parametrize("broken", BROKEN)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from tests.runtime.harness import (
@@ -15,6 +16,7 @@ from tests.runtime.harness import (
     read_logs,
     read_metrics,
     run_plan,
+    run_ranks,
     train_to_end,
 )
 from tests.runtime.plans import OPTIMIZER, plan
@@ -118,6 +120,28 @@ def test_a_broken_plan_is_refused(text: Path, tmp_path: Path) -> None:
     results = fork_ranks(run_rank, 1, tmp_path, tmp_path / "plan.json", tmp_path)
     assert results[0].value == 1
     assert "plan has schema 99" in error_message(tmp_path, 0)
+
+
+def test_a_failure_whose_file_cannot_be_written_is_told_in_the_log(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(json.dumps({"schema": 99}))
+    nowhere = {"TORCHELASTIC_ERROR_FILE": str(tmp_path / "plan.json" / "error.json")}
+    results = fork_ranks(
+        run_rank, 1, tmp_path, tmp_path / "plan.json", tmp_path, environment=nowhere
+    )
+    assert results[0].value == 1
+    assert "plan has schema 99" in read_logs(tmp_path)
+
+
+def run_interrupted(run_dir: Path) -> int:
+    with mock.patch("parctl.runtime.worker.plan_from_json", side_effect=KeyboardInterrupt):
+        return run_rank(run_dir / "plan.json", run_dir)
+
+
+def test_whatever_ends_a_rank_is_told(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("{}")
+    assert run_ranks(run_interrupted, 1, tmp_path, tmp_path) == [1]
+    assert "KeyboardInterrupt" in read_logs(tmp_path)
+    assert error_message(tmp_path, 0).startswith("KeyboardInterrupt")
 
 
 @pytest.mark.parametrize("every", [0, 2])
