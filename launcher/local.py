@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -106,22 +107,19 @@ class LocalBackend:
         if recipe.script is None and find_spec("torch") is None:
             raise UsageError("torch is not installed", hint="`pip install 'parctl[torch]'`")
         run = RunDirectory(runs_root() / manifests.run_id)
+        created = False
         try:
-            created = _create(run, manifests)
-        except OSError as error:
-            raise BackendError(
-                f"cannot write the run directory `{run.path}`: {error.strerror or error}",
-                hint="XDG_STATE_HOME says where runs are kept",
-            ) from error
-        if created:
-            self._drop_fork_server(recipe)
-            supervisor, self._supervisor = self._supervisor or early.WaitingSupervisor(), None
-            try:
+            with _interrupt_put_off():  # so that `created` is true of every run that we made
+                created = _create(run, manifests)
+            if created:
+                self._drop_fork_server(recipe)
+                supervisor, self._supervisor = self._supervisor or early.WaitingSupervisor(), None
                 hand_over(run, supervisor)
-            except KeyboardInterrupt:  # nobody has been told that there is such a run
+        except KeyboardInterrupt:
+            if created:  # nobody has been told that there is such a run
                 with _uninterrupted():
                     self.cancel(run.run_id)
-                raise
+            raise
         return RunRef(run_id=run.run_id, backend="local", created=created)
 
     def status(self, run_id: str) -> RunStatus:
@@ -265,8 +263,39 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def _interrupt_put_off() -> Iterator[None]:
+    """Let a ^C wait until the end of the block, where it is as it would have been."""
+    if threading.current_thread() is not threading.main_thread():  # no ^C reaches it
+        yield
+        return
+    asked = False
+
+    def note(number: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        signal.raise_signal(signal.SIGINT)
+
+
 def _create(run: RunDirectory, manifests: Manifests) -> bool:
     """Make the run directory, whole or not at all. False: the same run is already there."""
+    try:
+        return _make(run, manifests)
+    except OSError as error:
+        raise BackendError(
+            f"cannot write the run directory `{run.path}`: {error.strerror or error}",
+            hint="XDG_STATE_HOME says where runs are kept",
+        ) from error
+
+
+def _make(run: RunDirectory, manifests: Manifests) -> bool:
     plan = manifests.plan
     run.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     beside = RunDirectory(Path(mkdtemp(prefix=f".new-{run.run_id}-", dir=run.path.parent)))

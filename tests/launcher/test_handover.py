@@ -125,6 +125,23 @@ def test_a_second_run_of_one_back_end_gets_a_supervisor_of_its_own() -> None:
         assert wait_for(BACKEND, run_id, timeout_s=10).state is State.SUCCEEDED
 
 
+def test_an_interrupt_as_the_run_comes_into_being_leaves_it_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rename = os.rename
+
+    def rename_then_interrupt(*paths: Any) -> None:
+        rename(*paths)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(os, "rename", rename_then_interrupt)
+    with BACKEND.standby(), pytest.raises(KeyboardInterrupt):
+        launch(script_plan(SLEEP, axes={"dp": 1}))
+    assert BACKEND.status("probe-1").state is State.CANCELLED
+    assert [path.name for path in runs_root().iterdir()] == ["probe-1"]
+    assert supervisors() == fork_servers() == set()
+
+
 def test_what_goes_wrong_before_the_run_is_known_is_said_by_the_launcher(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
