@@ -34,7 +34,13 @@ from parctl.launcher.local_manifest import local_document
 from parctl.launcher.log_files import follow_logs, read_logs
 from parctl.launcher.metrics import last_step, read_metrics
 from parctl.launcher.places import runs_root
-from parctl.launcher.processes import descendants, kill_run, this_machine, this_process
+from parctl.launcher.processes import (
+    Process,
+    descendants,
+    kill_run,
+    this_machine,
+    this_process,
+)
 from parctl.launcher.run_directory import (
     Record,
     RunDirectory,
@@ -151,14 +157,17 @@ class LocalBackend:
         if not _record(run).state.ended:
             _leave_word(run, grace_s)
         asked = False
+        leaving: list[Process] = []
         while not (record := _record(run)).state.ended and time.monotonic() < deadline:
             # a launcher is no supervisor: wait until the run has been taken over
             if record.role == "supervisor" and not asked:
+                leaving = [record.owner, *descendants(record.owner.pid)]
                 asked = record.owner.signal(signal.SIGTERM)
             time.sleep(POLL_S)
         if not record.state.ended:
             _cancel_by_force(run)
         kill_run(run.run_id, run.path, grace_s=0.0)
+        _see_off(leaving, deadline)
 
     def delete(self, run_id: str) -> None:
         """Remove an ended run with its logs and the checkpoints inside its directory."""
@@ -360,6 +369,16 @@ def _leave_word(run: RunDirectory, grace_s: float | None) -> None:
             f"cannot write `{run.cancel}`: {error.strerror}",
             hint="without `--grace` nothing has to be written",
         ) from error
+
+
+def _see_off(leaving: Sequence[Process], deadline: float) -> None:
+    """Wait until these, who have nothing left to do, are gone; kill who is not in time."""
+    while left := [member for member in leaving if member.alive]:
+        if time.monotonic() >= deadline:
+            for member in left:
+                member.signal(signal.SIGKILL)
+            return
+        time.sleep(0.01)
 
 
 def _cancel_by_force(run: RunDirectory) -> None:
