@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -30,6 +29,7 @@ from parctl.launcher.backend import (
 )
 from parctl.launcher.guard import GRACE_S, bury, declared_dead, owner_alive
 from parctl.launcher.handover import hand_over, tell_it_is_alone
+from parctl.launcher.interrupts import interrupt_put_off, uninterrupted
 from parctl.launcher.local_manifest import local_document
 from parctl.launcher.log_files import follow_logs, read_logs
 from parctl.launcher.metrics import last_step, read_metrics
@@ -115,7 +115,7 @@ class LocalBackend:
         run = RunDirectory(runs_root() / manifests.run_id)
         created = False
         try:
-            with _interrupt_put_off():  # so that `created` is true of every run that we made
+            with interrupt_put_off():  # so that `created` is true of every run that we made
                 created = _create(run, manifests)
             if created:
                 self._drop_fork_server(recipe)
@@ -123,7 +123,7 @@ class LocalBackend:
                 hand_over(run, supervisor)
         except KeyboardInterrupt:
             if created:  # nobody has been told that there is such a run
-                with _uninterrupted():
+                with uninterrupted():
                     self.cancel(run.run_id)
             raise
         return RunRef(run_id=run.run_id, backend="local", created=created)
@@ -260,37 +260,6 @@ def _unknown(run: RunDirectory) -> RunStatus:
         ranks=(),
         where=str(run.path),
     )
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Do what takes seconds at most in spite of ^C."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _interrupt_put_off() -> Iterator[None]:
-    """Let a ^C wait until the end of the block, where it is as it would have been."""
-    if threading.current_thread() is not threading.main_thread():  # no ^C reaches it
-        yield
-        return
-    asked = False
-
-    def note(number: int, frame: object) -> None:
-        nonlocal asked
-        asked = True
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if asked:
-        signal.raise_signal(signal.SIGINT)
 
 
 def _create(run: RunDirectory, manifests: Manifests) -> bool:
